@@ -1,0 +1,116 @@
+"""The contract that every generator keeps, and that samplers, objectives and trainers rely on."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from align.types import Condition
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """How an image's tokens are drawn: in blocks, each given all those before it.
+
+    A raster generator has `length` blocks of one token; a next-scale one has a block per scale.
+    """
+
+    block_sizes: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return sum(self.block_sizes)
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """(start, end) of each block."""
+        start = 0
+        for size in self.block_sizes:
+            yield start, start + size
+            start += size
+
+
+class Generator(nn.Module, ABC):
+    """A pretrained autoregressive image generator: policy or reference.
+
+    An adapter owns its off-by-one, its null condition, its masks and its published names; nobody else knows them.
+    It never drops labels by itself, in train mode either: that is a mask made by the trainer.
+    """
+
+    family: str
+    layout: TokenLayout
+    vocab_size: int
+
+    @abstractmethod
+    def encode_condition(self, raw: Sequence[Any]) -> Condition:
+        """Class ids or prompts to a condition on the generator's device. Raises ValueError for what it does not know."""
+
+    @abstractmethod
+    def null_condition(self, like: Condition) -> Condition:
+        """The unconditional twin of `like`: same rows, same shapes."""
+
+    @abstractmethod
+    def forward(self, tokens_BL: Tensor, condition: Condition, *, context_BL: Tensor | None = None) -> Tensor:
+        """Teacher forcing: float32 logits [B, L, V] where logits[:, i] scores tokens[:, i].
+
+        `context_BL` replaces the tokens as the network's input (VA-π's noised context).
+        """
+
+    @abstractmethod
+    def new_cache(self, rows: int) -> Any:
+        """Empty state for sampling `rows` sequences."""
+
+    @abstractmethod
+    def start(self, condition: Condition, cache: Any) -> Tensor:
+        """Feed the condition; float32 logits [B, n, V] of the first block."""
+
+    @abstractmethod
+    def step(self, tokens_Bn: Tensor, cache: Any) -> Tensor:
+        """Feed the block just drawn; float32 logits [B, n', V] of the next one."""
+
+    @abstractmethod
+    def keep_rows(self, cache: Any, rows: int) -> None:
+        """Forget all but the first `rows` sequences of a cache (the null branch, once guidance has ended)."""
+
+    @abstractmethod
+    def encode(self, images_BHWC: Tensor) -> Tensor:
+        """uint8 images [B, H, W, 3] to tokens int64 [B, L]."""
+
+    @abstractmethod
+    def decode(self, tokens_BL: Tensor) -> Tensor:
+        """Tokens to uint8 images [B, H, W, 3], rounded as the authors' sampler does."""
+
+    @abstractmethod
+    def save_published(self, path: Path | str) -> None:
+        """Write the weights in the format that the original authors' code reads."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    # transformers.Trainer asks a model for these by name
+    gradient_checkpointing = False
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        self.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.gradient_checkpointing = False
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Run in eval mode without gradients, and leave the mode as it was."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)

@@ -1,0 +1,329 @@
+"""LlamaGen's class-conditional GPT (Sun et al. 2024, arXiv 2406.06525), at any size, in its published file format.
+
+A Llama-like decoder over [class, token 0, ..., token L-2] whose L outputs predict the L tokens of an image in raster
+order. Two things are easy to get wrong: the rotary table is all zeros (not the identity) at the condition's position,
+so that the class token is attended to uniformly; and position cls + t carries the angles of grid cell t while it
+predicts token t + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from align.files import save_tensors
+from align.generators.base import Generator, TokenLayout
+from align.tokenizers import VQTokenizer
+from align.types import Condition
+
+# Heads of the published sizes (B, L, XL, XXL, 3B) by model width; shapes cannot tell
+PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 3200: 32}
+ROPE_BASE = 10000.0
+
+
+@dataclass(frozen=True)
+class LlamaGenConfig:
+    """Sizes of a class-conditional LlamaGen. `grid` is (rows, columns) of tokens; `num_classes` leaves out the null class.
+
+    dropout acts on embeddings, attention output and feed-forward output, in train mode only (pretraining used 0.1).
+    """
+
+    dim: int
+    num_layers: int
+    num_heads: int
+    hidden_dim: int
+    vocab_size: int
+    num_classes: int
+    grid: tuple[int, int]
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:
+            raise ValueError(
+                f"num_heads={self.num_heads} does not divide dim={self.dim} into heads whose width is a multiple of 4 "
+                "(two axes of rotary pairs)"
+            )
+
+    @staticmethod
+    def hidden(dim: int) -> int:
+        """Width of the feed-forward layer in published models: 8/3 dim rounded up to a multiple of 256."""
+        return -(-int(2 * 4 * dim / 3) // 256) * 256
+
+    @staticmethod
+    def infer(
+        tensors: Mapping[str, Tensor], *, grid: tuple[int, int] | None = None, num_heads: int | None = None, dropout: float = 0.0
+    ) -> LlamaGenConfig:
+        """Read the sizes off a published state_dict; what shapes cannot tell comes from the table or the keywords.
+
+        Raises:
+            ValueError: another family's file, or `grid` / `num_heads` is needed and not given.
+        """
+        try:
+            num_rows, dim = tensors["cls_embedding.embedding_table.weight"].shape
+            hidden_dim = tensors["layers.0.feed_forward.w1.weight"].shape[0]
+            vocab_size = tensors["tok_embeddings.weight"].shape[0]
+        except KeyError as error:
+            raise ValueError(f"this is not a class-conditional LlamaGen generator: it has no tensor {error}; {describe(tensors)}") from error
+        if grid is None:
+            raise ValueError(
+                "a LlamaGen file does not say its token grid; pass grid=(16, 16) for the 256 px models, grid=(24, 24) for 384 px"
+            )
+        if num_heads is None and dim not in PUBLISHED_HEADS:
+            raise ValueError(f"no published LlamaGen is {dim} wide, and shapes do not tell the heads; pass num_heads=")
+        num_layers = len({name.split(".")[1] for name in tensors if name.startswith("layers.")})
+        return LlamaGenConfig(
+            dim=dim,
+            num_layers=num_layers,
+            num_heads=num_heads or PUBLISHED_HEADS[dim],
+            hidden_dim=hidden_dim,
+            vocab_size=vocab_size,
+            num_classes=num_rows - 1,
+            grid=(int(grid[0]), int(grid[1])),
+            dropout=dropout,
+        )
+
+
+def describe(tensors: Mapping[str, Tensor]) -> str:
+    """A guess at what a file is instead, for error messages."""
+    signs = {
+        "encoder.conv_in.weight": "it looks like an image tokenizer: pass it as tokenizer_checkpoint",
+        "cls_embedding.uncond_embedding": "it looks like a text-to-image LlamaGen",
+        "pos_1LC": "it looks like a VAR generator",
+        "language_model.lm_head.weight": "it looks like Janus",
+    }
+    for name, meaning in signs.items():
+        if name in tensors:
+            return meaning
+    return f"its first tensors are {list(tensors)[:4]}"
+
+
+@dataclass
+class LlamaGenCache:
+    """Keys and values of every layer, preallocated: [2, B, heads, L, head_dim] each, filled up to `position`."""
+
+    layers: list[Tensor]
+    position: int = 0
+
+
+class LlamaGen(Generator):
+    family = "llamagen"
+
+    def __init__(self, config: LlamaGenConfig, tokenizer: VQTokenizer | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = config.vocab_size
+        self.layout = TokenLayout((1,) * (config.grid[0] * config.grid[1]))
+        self.cls_embedding = _LabelEmbedding(config.num_classes + 1, config.dim)
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
+        self.norm = _RMSNorm(config.dim)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        # kept out of the module tree: it is frozen, and must not be trained, saved or cast with the generator
+        self.__dict__["tokenizer"] = tokenizer.requires_grad_(False).eval() if tokenizer else None
+        # key order, wrapper and dtypes of the file this came from; see `save_published`
+        self.published_dtypes: dict[str, torch.dtype] = {}
+        self.published_extras: dict[str, Tensor] = {}
+        self.published_wrapper: str | None = "model"
+        self._rope: Tensor | None = None
+
+    tokenizer: VQTokenizer | None
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """LlamaGen's initialisation for pretraining: normal(0, 0.02), and zeros for the output layer."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() >= 2:
+                nn.init.normal_(parameter, std=0.02, generator=generator) if name != "output.weight" else nn.init.zeros_(parameter)
+
+    # --- conditions
+
+    def encode_condition(self, raw: Sequence[int]) -> Condition:
+        labels = torch.as_tensor(raw)
+        if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"class labels must be a list of integers, got {raw!r:.80}")
+        if labels.numel() and (labels.min() < 0 or labels.max() >= self.config.num_classes):
+            bad = labels[(labels < 0) | (labels >= self.config.num_classes)][0].item()
+            raise ValueError(f"class label {bad} is out of range; this generator knows 0 to {self.config.num_classes - 1}")
+        return Condition({"label": labels.long().to(self.device)})
+
+    def null_condition(self, like: Condition) -> Condition:
+        return Condition({"label": torch.full_like(like.tensors["label"], self.config.num_classes)})
+
+    # --- teacher forcing
+
+    def forward(self, tokens_BL: Tensor, condition: Condition, *, context_BL: Tensor | None = None) -> Tensor:
+        inputs_BL = tokens_BL if context_BL is None else context_BL
+        if inputs_BL.shape[1] != self.layout.length:
+            raise ValueError(f"got {inputs_BL.shape[1]} tokens an image; this generator's grid {self.config.grid} has {self.layout.length}")
+        prefix = self.cls_embedding(condition.tensors["label"]).unsqueeze(1)
+        x = self.dropout(torch.cat([prefix, self.tok_embeddings(inputs_BL[:, :-1])], dim=1))
+        rope = self.rope()
+        for layer in self.layers:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, rope, use_reentrant=False)
+            else:
+                x = layer(x, rope)
+        return self.output(self.norm(x)).float()
+
+    def rope(self) -> Tensor:
+        """Rotary table [L, head_dim/2, 2] of (cos, sin) for the L inputs: zeros for the condition, then cells 0..L-2.
+
+        Computed when needed rather than stored as a buffer, so that loading on the meta device cannot lose it.
+        """
+        if self._rope is None or self._rope.device != self.device:
+            rows, columns = self.config.grid
+            half = self.config.dim // self.config.num_heads // 2
+            frequencies = 1.0 / ROPE_BASE ** (torch.arange(0, half, 2, device=self.device)[: half // 2].float() / half)
+            row = torch.arange(rows, device=self.device).float().repeat_interleave(columns)
+            column = torch.arange(columns, device=self.device).float().repeat(rows)
+            angles = torch.cat([torch.outer(row, frequencies), torch.outer(column, frequencies)], dim=-1)
+            table = torch.stack([angles.cos(), angles.sin()], dim=-1)
+            self._rope = torch.cat([torch.zeros_like(table[:1]), table[:-1]])
+        return self._rope
+
+    # --- sampling
+
+    def new_cache(self, rows: int) -> LlamaGenCache:
+        heads, width = self.config.num_heads, self.config.dim // self.config.num_heads
+        weight = self.tok_embeddings.weight
+        return LlamaGenCache([weight.new_empty(2, rows, heads, self.layout.length, width) for _ in self.layers])
+
+    def start(self, condition: Condition, cache: LlamaGenCache) -> Tensor:
+        return self._advance(self.cls_embedding(condition.tensors["label"]).unsqueeze(1), cache)
+
+    def step(self, tokens_Bn: Tensor, cache: LlamaGenCache) -> Tensor:
+        return self._advance(self.tok_embeddings(tokens_Bn), cache)
+
+    def _advance(self, x: Tensor, cache: LlamaGenCache) -> Tensor:
+        end = cache.position + x.shape[1]
+        rope = self.rope()[cache.position : end]
+        for layer, kv in zip(self.layers, cache.layers, strict=True):
+            x = layer(x, rope, kv, cache.position)
+        cache.position = end
+        return self.output(self.norm(x[:, -1:])).float()
+
+    def keep_rows(self, cache: LlamaGenCache, rows: int) -> None:
+        cache.layers = [kv[:, :rows] for kv in cache.layers]
+
+    # --- pixels
+
+    def encode(self, images_BHWC: Tensor) -> Tensor:
+        tokenizer = self._tokenizer()
+        self.check_images(images_BHWC)
+        weight = tokenizer.quant_conv.weight
+        pixels = images_BHWC.to(weight.device).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            return tokenizer.encode(((pixels.float() / 255 - 0.5) / 0.5).to(weight.dtype))
+
+    def check_images(self, images_BHWC: Tensor) -> None:
+        side = self._tokenizer().config.downsampling
+        expected = (self.config.grid[0] * side, self.config.grid[1] * side, 3)
+        if images_BHWC.dtype != torch.uint8 or images_BHWC.dim() != 4 or tuple(images_BHWC.shape[1:]) != expected:
+            raise ValueError(f"images must be uint8 [B, {', '.join(map(str, expected))}], got {images_BHWC.dtype} {list(images_BHWC.shape)}")
+
+    def decode(self, tokens_BL: Tensor) -> Tensor:
+        tokenizer = self._tokenizer()
+        with torch.no_grad():
+            pixels = tokenizer.decode(tokens_BL.to(tokenizer.quant_conv.weight.device), self.config.grid)
+        # truncation after +128 is the authors' sampler's rounding; FIDs depend on it
+        return (127.5 * pixels.float() + 128.0).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+    def _tokenizer(self) -> VQTokenizer:
+        if self.tokenizer is None:
+            raise ValueError("this generator was loaded without a tokenizer; pass tokenizer_checkpoint= to load_generator")
+        return self.tokenizer.to(self.device)
+
+    # --- published format
+
+    def save_published(self, path: Path | str) -> None:
+        """Write the authors' format: names, wrapper, key order, dtypes and extra tensors as they were read.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written; a file that was there stays whole.
+        """
+        state = self.state_dict()
+        names = [*self.published_dtypes, *(name for name in state if name not in self.published_dtypes)]
+        tensors = {
+            name: self.published_extras[name]
+            if name in self.published_extras
+            else state[name].to(self.published_dtypes.get(name, state[name].dtype))
+            for name in names
+        }
+        save_tensors(Path(path), tensors, self.published_wrapper)
+
+
+class _LabelEmbedding(nn.Module):
+    def __init__(self, rows: int, dim: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(rows, dim)
+
+    def forward(self, labels_B: Tensor) -> Tensor:
+        return self.embedding_table(labels_B)
+
+
+class _RMSNorm(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)).type_as(x) * self.weight
+
+
+def _rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate the interleaved pairs of x [B, L, heads, head_dim] by rope [L, head_dim/2, 2], in float32."""
+    pairs = x.float().unflatten(-1, (-1, 2))
+    cos, sin = rope[:, None, :, 0], rope[:, None, :, 1]
+    even, odd = pairs[..., 0], pairs[..., 1]
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).type_as(x)
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.wqkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.wo = nn.Linear(config.dim, config.dim, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rope: Tensor, kv: Tensor | None, position: int) -> Tensor:
+        q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in self.wqkv(x).chunk(3, dim=-1))
+        q, k, v = _rotate(q, rope).transpose(1, 2), _rotate(k, rope).transpose(1, 2), v.transpose(1, 2)
+        if kv is not None:
+            end = position + x.shape[1]
+            kv[0, :, :, position:end], kv[1, :, :, position:end] = k, v
+            k, v = kv[0, :, :, :end], kv[1, :, :, :end]
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=kv is None)
+        return self.dropout(self.wo(h.transpose(1, 2).flatten(2)))
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.w2(F.silu(self.w1(x)) * self.w3(x)))
+
+
+class _Block(nn.Module):
+    def __init__(self, config: LlamaGenConfig) -> None:
+        super().__init__()
+        self.attention = _Attention(config)
+        self.feed_forward = _FeedForward(config)
+        self.attention_norm = _RMSNorm(config.dim)
+        self.ffn_norm = _RMSNorm(config.dim)
+
+    def forward(self, x: Tensor, rope: Tensor, kv: Tensor | None = None, position: int = 0) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, kv, position)
+        return x + self.feed_forward(self.ffn_norm(x))

@@ -1,0 +1,136 @@
+"""The nouns that every room shares: what is generated from, how, and what came out.
+
+Legend of the shape suffixes used all over the code: B batch, L token (position in the image), V vocabulary,
+G group, R reward, N images, C/H/W channels, height, width. `tokens_BL` is an integer tensor [batch, tokens];
+`logits_BLV[:, i]` scores `tokens_BL[:, i]`. Log-probabilities are natural logarithms (nats) in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a batch of images is generated from, one row per image.
+
+    `tensors` is whatever the generator family needs (LlamaGen class-conditional: {"label": int64 [B]}); every tensor
+    has the batch as its first dimension. Only the generator that made a condition looks inside.
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, rows: slice | Tensor) -> Condition:
+        return Condition({name: tensor[rows] for name, tensor in self.tensors.items()})
+
+    def to(self, device: torch.device | str) -> Condition:
+        return Condition({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    @staticmethod
+    def cat(conditions: Sequence[Condition]) -> Condition:
+        return Condition({name: torch.cat([c.tensors[name] for c in conditions]) for name in conditions[0].tensors})
+
+    def where(self, mask_B: Tensor, other: Condition) -> Condition:
+        """Rows of `other` where the mask is set, own rows elsewhere."""
+        return Condition(
+            {
+                name: torch.where(mask_B.view(-1, *[1] * (tensor.dim() - 1)), other.tensors[name], tensor)
+                for name, tensor in self.tensors.items()
+            }
+        )
+
+    def equals(self, other: Condition) -> Tensor:
+        """bool [B]: rows that are the same condition in both."""
+        same = [(tensor == other.tensors[name]).flatten(1) for name, tensor in _at_least_2d(self.tensors)]
+        return torch.cat(same, dim=1).all(dim=1)
+
+
+def _at_least_2d(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    return [(name, tensor.unsqueeze(1) if tensor.dim() == 1 else tensor) for name, tensor in tensors.items()]
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """The distribution that a rollout is drawn from.
+
+    Logits are guided, divided by the temperature, cut to the top k, then to the top p (LlamaGen's order).
+
+    guidance_scale: s in null + s * (cond - null), at least 0; 1.0 is off and never computes the null branch.
+        LlamaGen publishes the same number; VAR's published t is s - 1 at its last scale.
+    guided_blocks: guidance acts on the first so many blocks only (a block is one token for raster generators);
+        None is all of them. LlamaGen's `cfg_interval=k` is `guided_blocks=k + 2`.
+    temperature: at least 0; 0 takes the most likely token (a point mass, whose log-prob is 0).
+    top_k: tokens kept, ties at the boundary included; 0 is off.
+    top_p: nucleus mass in (0, 1]; the token that crosses it is kept; 1.0 is off.
+    seed: with a sample's index it fixes that sample's random numbers, whatever batch it is drawn in.
+    """
+
+    guidance_scale: float = 1.0
+    guided_blocks: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "guidance_scale": (self.guidance_scale >= 0, "at least 0 (1.0 is off)"),
+            "guided_blocks": (self.guided_blocks is None or self.guided_blocks >= 0, "None (all) or at least 0"),
+            "temperature": (self.temperature >= 0, "at least 0 (0 takes the most likely token)"),
+            "top_k": (self.top_k >= 0, "at least 0 (0 is off)"),
+            "top_p": (0 < self.top_p <= 1, "in (0, 1] (1.0 is off)"),
+            "seed": (self.seed >= 0, "at least 0"),
+        }
+        for name, (valid, rule) in allowed.items():
+            if not valid:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {rule}")
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Images as tokens, with everything that is needed to train on them or to draw them again.
+
+    tokens_BL: int64 [B, L].
+    logprobs_BL: float32 [B, L], log-probability of each token under the very distribution it was drawn from
+        (guidance, temperature and filters included).
+    index_B: int64 [B], the sample indices that fixed the random numbers.
+    forwards_per_image: network evaluations spent per image (guidance costs two per token).
+    """
+
+    tokens_BL: Tensor
+    logprobs_BL: Tensor
+    condition: Condition
+    config: SamplingConfig
+    index_B: Tensor
+    forwards_per_image: float
+
+
+@dataclass(frozen=True)
+class Average:
+    """A mean that merges exactly over micro-batches and ranks; with nothing counted it is NaN."""
+
+    total: Tensor
+    count: Tensor
+
+    @staticmethod
+    def of(values: Tensor, mask: Tensor | None = None) -> Average:
+        """Mean over all elements of `values`, or over those where `mask` (same shape, bool) is set."""
+        values = values.detach().float()
+        if mask is None:
+            mask = torch.ones_like(values, dtype=torch.bool)
+        return Average(values.masked_fill(~mask, 0.0).sum(), mask.sum())
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What an objective returns: a scalar to differentiate, and averages to log."""
+
+    loss: Tensor
+    metrics: dict[str, Average] = field(default_factory=dict)

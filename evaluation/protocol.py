@@ -1,0 +1,277 @@
+"""A protocol is a name for how numbers were made: an extractor and a reference. Images in, numbers with error bars out.
+
+Metrics of different protocols or image counts do not compare, so every key carries both: `fid_mnist-cnn_2k`.
+
+Shapes: B batch, N images of an evaluation, M reference images, H height, W width, D feature dim, K classes.
+"""
+
+import io
+import re
+import typing
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evaluation import metrics, uncertainty
+from evaluation.classifier import ClassifierOutput, check_images, check_labels
+from evaluation.files import write_atomically
+from evaluation.moments import RunningMoments
+
+SELF_CHECK_TOLERANCE = 1e-6
+
+
+class Extractor(typing.Protocol):
+    """What turns images into features and logits; `DigitClassifier` is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the weights: extractors with different ones give different numbers."""
+        ...
+
+    def __call__(self, images_BHW3: Tensor) -> ClassifierOutput:
+        """uint8 [B, H, W, 3] -> features [B, D] and logits [B, K]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Real images as one extractor sees them.
+
+    Attributes:
+        name: which images, for example "mnist5k".
+        extractor_fingerprint: of the extractor that made the features.
+        mu, sigma: float64 [D] and [D, D], mean and unbiased covariance of the features.
+        features: float32 [M, D].
+    """
+
+    name: str
+    extractor_fingerprint: str
+    mu: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    features: NDArray[np.float32]
+
+    @property
+    def n(self) -> int:
+        """M, the number of real images."""
+        return len(self.features)
+
+    def save(self, path: str | Path) -> None:
+        """Write an npz file with `mu`, `sigma` (the names FID tools share), `features`, `n`, `name`, `fingerprint`; atomic."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            mu=self.mu,
+            sigma=self.sigma,
+            features=self.features,
+            n=np.int64(self.n),
+            name=np.str_(self.name),
+            fingerprint=np.str_(self.extractor_fingerprint),
+        )
+        write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Reference":
+        """Read a file written by `save`.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not an npz file, damaged, entries missing, or arrays that do not fit together.
+        """
+        try:
+            arrays = _read_npz(path)
+        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} is no reference: not a readable npz file ({error}); make it again") from error
+        missing = {"mu", "sigma", "features", "n", "name", "fingerprint"} - arrays.keys()
+        if missing:
+            raise ValueError(
+                f"{path} is no reference: entries {sorted(missing)} are missing, found {sorted(arrays)}; "
+                "make one with make_reference"
+            )
+        mu_D, sigma_DD, features_MD = arrays["mu"], arrays["sigma"], arrays["features"]
+        shapes = [list(array.shape) for array in (mu_D, sigma_DD, features_MD)]
+        n, dim = int(arrays["n"]), mu_D.size
+        if shapes != [[dim], [dim, dim], [n, dim]]:
+            raise ValueError(
+                f"{path} is a damaged reference: mu, sigma, features have shapes {shapes}, "
+                f"expected {[[dim], [dim, dim], [n, dim]]}; make it again"
+            )
+        return cls(str(arrays["name"]), str(arrays["fingerprint"]), mu_D, sigma_DD, features_MD)
+
+
+def _read_npz(path: str | Path) -> dict[str, NDArray[typing.Any]]:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("a single array")
+        return dict(archive)
+
+
+def make_reference(extractor: Extractor, images_MHW3: Tensor, *, name: str, batch_size: int = 250) -> Reference:
+    """Run real images, uint8 [M, H, W, 3], through the extractor and keep its features and their moments.
+
+    Raises:
+        TypeError, ValueError: images that are not uint8 [M, H, W, 3], or too few of them for a covariance.
+    """
+    check_images(images_MHW3)
+    batches = [_extract(extractor, images_BHW3)[0] for images_BHW3 in images_MHW3.split(batch_size)]
+    features_MD = np.concatenate(batches)
+    _require_full_rank(*features_MD.shape)
+    moments = RunningMoments(features_MD.shape[1])
+    moments.update(features_MD)
+    return Reference(name, extractor.fingerprint, moments.mean, moments.covariance, features_MD)
+
+
+@dataclass(frozen=True, eq=False)
+class Protocol:
+    """An extractor and a reference made by that very extractor, under a name for the metric keys.
+
+    Raises:
+        ValueError: a name that would not survive in a metric key, or a reference made by another extractor.
+    """
+
+    name: str
+    extractor: Extractor
+    reference: Reference
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9-]+", self.name):
+            raise ValueError(f"protocol name {self.name!r} must be lower-case letters, digits and '-', as in 'mnist-cnn'")
+        made_by, reads_with = self.reference.extractor_fingerprint, self.extractor.fingerprint
+        if made_by != reads_with:
+            raise ValueError(
+                f"reference {self.reference.name!r} was made by extractor {made_by}, but this one "
+                f"({self.extractor.name}) is {reads_with}; their features do not compare. Make it again with make_reference"
+            )
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Numbers and where they come from.
+
+    Attributes:
+        metrics: `fid`, `is`, `precision`, `recall`, `accuracy`, each as `<metric>_<protocol>_<count>`.
+        stderr: a standard error under each of the same keys; see `evaluation.uncertainty` for what it covers.
+        n: number of evaluated images.
+        protocol: its name.
+        reference_n: number of real images; precision and recall depend on it.
+        extractor_fingerprint: equal fingerprints mean the same judge.
+    """
+
+    metrics: dict[str, float]
+    stderr: dict[str, float]
+    n: int
+    protocol: str
+    reference_n: int
+    extractor_fingerprint: str
+
+
+class Evaluator:
+    """Feed it images in batches of any size, then `compute`. Features and logits stay in memory, images do not."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self.protocol = protocol
+        self._moments = RunningMoments(len(protocol.reference.mu))
+        self._features: list[NDArray[np.float32]] = []
+        self._logits: list[NDArray[np.float32]] = []
+        self._labels: list[NDArray[np.int64]] = []
+
+    def update(self, images_BHW3: Tensor, labels_B: Tensor) -> None:
+        """Add uint8 [B, H, W, 3] images and the class index each was asked to show. A refused batch leaves no trace.
+
+        Raises:
+            TypeError: images that are not uint8, labels that are not integers.
+            ValueError: wrong shapes, a label outside the extractor's classes, NaN or infinite features.
+        """
+        check_images(images_BHW3)
+        features_BD, logits_BK = _extract(self.protocol.extractor, images_BHW3)
+        check_labels(labels_B, len(images_BHW3), logits_BK.shape[1])
+        self._moments.update(features_BD)
+        self._features.append(features_BD)
+        self._logits.append(logits_BK)
+        self._labels.append(labels_B.cpu().numpy().astype(np.int64))
+
+    def compute(self) -> EvaluationResult:
+        """All metrics with standard errors; may be called again after more updates.
+
+        Raises:
+            ValueError: too few images for a covariance of full rank.
+        """
+        reference, moments = self.protocol.reference, self._moments
+        _require_full_rank(moments.n, len(reference.mu))
+        features_ND, logits_NK = np.concatenate(self._features), np.concatenate(self._logits)
+        precise_N, covered_M = metrics.manifold_hits(reference.features, features_ND)
+        correct_N = metrics.class_hits(logits_NK, np.concatenate(self._labels))
+        values = {
+            "fid": metrics.frechet_distance(moments.mean, moments.covariance, reference.mu, reference.sigma),
+            "is": metrics.inception_score(logits_NK),
+            "precision": float(precise_N.mean()),
+            "recall": float(covered_M.mean()),
+            "accuracy": float(correct_N.mean()),
+        }
+        errors = {
+            "fid": uncertainty.frechet_stderr(features_ND, reference.mu, reference.sigma),
+            "is": uncertainty.inception_score_stderr(logits_NK),
+            "precision": uncertainty.mean_stderr(precise_N),
+            "recall": uncertainty.mean_stderr(covered_M),
+            "accuracy": uncertainty.mean_stderr(correct_N),
+        }
+        suffix = f"{self.protocol.name}_{count_suffix(moments.n)}"
+        return EvaluationResult(
+            metrics={f"{metric}_{suffix}": value for metric, value in values.items()},
+            stderr={f"{metric}_{suffix}": value for metric, value in errors.items()},
+            n=moments.n,
+            protocol=self.protocol.name,
+            reference_n=reference.n,
+            extractor_fingerprint=reference.extractor_fingerprint,
+        )
+
+
+def count_suffix(n: int) -> str:
+    """The image count in a metric key: 2000 -> "2k", 50000 -> "50k", 1500 -> "1500". Raises ValueError below 1."""
+    if n < 1:
+        raise ValueError(f"a metric needs at least 1 image, got {n}")
+    return f"{n // 1000}k" if n % 1000 == 0 else str(n)
+
+
+def self_check(protocol: Protocol) -> dict[str, float]:
+    """Score the reference's own features: the Fréchet distance to its stored moments is 0, precision and recall are 1.
+
+    Returns:
+        `frechet`, `precision`, `recall`.
+
+    Raises:
+        ValueError: a number is off, so the reference's moments and features disagree.
+    """
+    reference = protocol.reference
+    moments = RunningMoments(len(reference.mu))
+    moments.update(reference.features)
+    frechet = metrics.frechet_distance(moments.mean, moments.covariance, reference.mu, reference.sigma)
+    precision, recall = metrics.precision_recall(reference.features, reference.features)
+    if not (frechet < SELF_CHECK_TOLERANCE and precision == recall == 1.0):
+        raise ValueError(
+            f"reference {reference.name!r} fails its self-check: frechet {frechet:.3g} (must be < {SELF_CHECK_TOLERANCE}), "
+            f"precision {precision}, recall {recall} (must be 1); make it again with make_reference"
+        )
+    return {"frechet": frechet, "precision": precision, "recall": recall}
+
+
+def _extract(extractor: Extractor, images_BHW3: Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    with torch.inference_mode():
+        output = extractor(images_BHW3)
+    return output.features_BD.float().cpu().numpy(), output.logits_BK.float().cpu().numpy()
+
+
+def _require_full_rank(n: int, dim: int) -> None:
+    if n < dim + 1:
+        raise ValueError(
+            f"a Fréchet distance in {dim} features needs at least {dim + 1} images, got {n}: the covariance of fewer is "
+            "rank-deficient and the distance meaningless; use more images"
+        )

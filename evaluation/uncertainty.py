@@ -1,0 +1,82 @@
+"""Standard errors of one evaluation: how far its numbers would move had other images been drawn from the same model.
+
+They cover the sampling of the images only: not the training seed, and not the choice of the reference images.
+
+Shapes: N images, D feature dim, K classes.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import entr
+
+from evaluation.metrics import class_probabilities, frechet_distance
+from evaluation.moments import Floats
+
+RESAMPLES = 100  # a standard deviation from 100 resamples is itself good to about 7 %
+
+
+def mean_stderr(hits_N: NDArray[np.bool_]) -> float:
+    """Standard error of a share of hits: precision, recall, accuracy.
+
+    The bootstrap of a mean has a closed form, the limit of infinitely many resamples: std(hits) / sqrt(N).
+    For recall the hits belong to the reference images, taken against one fixed generated manifold; the movement of that
+    manifold from draw to draw is not in this number.
+
+    Raises:
+        ValueError: fewer than two hits.
+    """
+    _require_two(len(hits_N))
+    return float(np.std(hits_N) / np.sqrt(len(hits_N)))
+
+
+def frechet_stderr(
+    features_ND: Floats, reference_mean_D: Floats, reference_cov_DD: Floats, *, resamples: int = RESAMPLES, seed: int = 0
+) -> float:
+    """Bootstrap standard error of the Fréchet distance between the features and fixed reference moments.
+
+    Only the spread of the resampled distances is used: their mean is biased upwards (resampled images repeat, so the
+    estimated covariance errs once more in the same direction), hence no confidence interval may be read from it.
+    Costs `resamples` covariances and Fréchet distances.
+
+    Raises:
+        ValueError: fewer than two images, or shapes that do not fit.
+    """
+    features_ND = np.asarray(features_ND, np.float64)
+    distances = []
+    for index_N in _resample_indices(len(features_ND), resamples, seed):
+        sample_ND = features_ND[index_N]
+        mean_D = sample_ND.mean(axis=0)
+        centred_ND = sample_ND - mean_D
+        cov_DD = centred_ND.T @ centred_ND / (len(sample_ND) - 1)
+        distances.append(frechet_distance(mean_D, cov_DD, reference_mean_D, reference_cov_DD))
+    return float(np.std(distances, ddof=1))
+
+
+def inception_score_stderr(logits_NK: Floats, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
+    """Bootstrap standard error of `metrics.inception_score`.
+
+    Raises:
+        ValueError: fewer than two images, a wrong shape, NaN or infinity.
+    """
+    probs_NK = class_probabilities(logits_NK)
+    entropy_N = entr(probs_NK).sum(axis=1)  # once per image: a resample only averages it again
+    scores = [
+        np.exp(entr(probs_NK[index_N].mean(axis=0)).sum() - entropy_N[index_N].mean())
+        for index_N in _resample_indices(len(probs_NK), resamples, seed)
+    ]
+    return float(np.std(scores, ddof=1))
+
+
+def _resample_indices(n: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
+    """`resamples` draws of n indices with replacement. Source: Efron 1979, "Bootstrap methods"."""
+    _require_two(n)
+    rng = np.random.default_rng(seed)
+    for _ in range(resamples):
+        yield rng.integers(n, size=n)
+
+
+def _require_two(n: int) -> None:
+    if n < 2:
+        raise ValueError(f"a standard error needs at least 2 images, got {n}")
