@@ -46,6 +46,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
+        temporary.chmod(0o666 & ~_umask())  # safetensors writes files that only their owner can read
         temporary.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch's and safetensors' writers report a full disk as errors of their own
@@ -58,6 +59,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask
 
 
 def _looks_full(folder: Path, error: Exception) -> bool:

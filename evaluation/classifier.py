@@ -1,7 +1,7 @@
 """Small classifiers of 28x28 images: the domain's own feature extractor, in the place Inception has for photographs.
 
-Two architectures that share nothing but their input: "conv3x3" evaluates, "strided5x5" rewards. A model optimised against
-one is scored by the other, so that an exploit of the reward's weaknesses does not read as an improvement.
+Two architectures that share nothing but their input: "conv3x3" evaluates, "strided5x5" rewards. A generator optimised
+against one is scored by the other, so that an exploit of the reward's weaknesses does not read as an improvement.
 
 Shapes: B batch, H height, W width, D feature dim, K classes.
 """
@@ -32,11 +32,11 @@ class ClassifierOutput(NamedTuple):
 def _conv3x3() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(1, 32, 3, padding=1),
+        nn.MaxPool2d(2),  # before the ReLU: same values, a quarter of the work
         nn.ReLU(),
-        nn.MaxPool2d(2),
         nn.Conv2d(32, 64, 3, padding=1),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Conv2d(64, 64, 3, padding=1),
         nn.ReLU(),
         nn.Flatten(),
@@ -72,7 +72,8 @@ def check_images(images_BHW3: Tensor) -> None:
     """
     if images_BHW3.dtype != torch.uint8:
         raise TypeError(
-            f"images must be uint8 in 0..255, got {images_BHW3.dtype}; convert [-1, 1] floats by (127.5 * x + 128).clamp(0, 255).to(uint8)"
+            f"images must be uint8 in 0..255, got {images_BHW3.dtype}; "
+            "convert floats in [-1, 1] by (127.5 * x + 128).clamp(0, 255).to(torch.uint8)"
         )
     if images_BHW3.ndim != 4 or images_BHW3.shape[3] != 3:
         raise ValueError(
@@ -108,7 +109,9 @@ def images_to_pixels(images_BHW3: Tensor) -> Tensor:
     check_images(images_BHW3)
     height, width = images_BHW3.shape[1:3]
     if (height, width) != (IMAGE_SIZE, IMAGE_SIZE):
-        raise ValueError(f"digit classifiers read {IMAGE_SIZE}x{IMAGE_SIZE} images, got {height}x{width}; resize them first")
+        raise ValueError(
+            f"digit classifiers read {IMAGE_SIZE}x{IMAGE_SIZE} images, got {height}x{width}; resize them first"
+        )
     return images_BHW3.float().mean(dim=3).div(255).unsqueeze(1)
 
 
@@ -127,7 +130,9 @@ class DigitClassifier(nn.Module):
     def __init__(self, architecture: str, num_classes: int = 10, *, seed: int = 0) -> None:
         super().__init__()
         if architecture not in ARCHITECTURES:
-            raise ValueError(f"unknown classifier architecture {architecture!r}; known: {', '.join(sorted(ARCHITECTURES))}")
+            raise ValueError(
+                f"unknown classifier architecture {architecture!r}; known: {', '.join(sorted(ARCHITECTURES))}"
+            )
         if num_classes < 2:
             raise ValueError(f"a classifier needs at least 2 classes, got {num_classes}")
         self.architecture = architecture
@@ -137,6 +142,7 @@ class DigitClassifier(nn.Module):
             torch.manual_seed(seed)
             self.trunk = ARCHITECTURES[architecture]()
             self.head = nn.Linear(FEATURE_DIM, num_classes)
+        self.to(memory_format=torch.channels_last)  # trains a third faster on a CPU
 
     def forward(self, images_BHW3: Tensor) -> ClassifierOutput:
         """Classify uint8 [B, 28, 28, 3] images from any device."""
@@ -187,9 +193,11 @@ def load_classifier(path: str | Path) -> DigitClassifier:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable itself)
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no classifier: not a readable safetensors file ({error}); write it again") from error
+        raise ValueError(
+            f"{path} is no classifier: not a readable safetensors file ({error}); write it again"
+        ) from error
     if metadata.get("format") != FILE_FORMAT:
         raise ValueError(
             f"{path} is no classifier: its metadata says format {metadata.get('format')!r}, expected {FILE_FORMAT!r}; "

@@ -12,13 +12,13 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         FileNotFoundError: the folder of `path` does not exist.
     """
     path = Path(path)
-    # Same folder, because os.replace is atomic only within one file system; a unique name, because runs may race.
+    # Same folder, because a rename is atomic only within one file system; a unique name, because runs may race.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

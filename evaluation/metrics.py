@@ -18,7 +18,7 @@ def frechet_distance(mean1: Floats, cov1: Floats, mean2: Floats, cov2: Floats) -
 
     |mean1 - mean2|^2 + tr(cov1) + tr(cov2) - 2 tr((cov1^1/2 cov2 cov1^1/2)^1/2)
 
-    With cov = F F^T for each, the last trace is the sum of the singular values of F1^T F2. Against the usual square root
+    With cov = F F^T for each, the last trace is the sum of the singular values of F1^T F2. Unlike the usual square root
     of a matrix product this stays real, accepts singular covariances, and never takes the root of a rounding error.
     Source: Dowson and Landau 1982; as an image metric (FID): Heusel et al. 2017, arXiv:1706.08500.
 
@@ -54,11 +54,12 @@ def _factor(cov_DD: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def inception_score(logits_NK: Floats) -> float:
-    """exp(mean_i KL(p(y|x_i) || p(y))), between 1 and K; higher is better. Source: Salimans et al. 2016, arXiv:1606.03498.
+    """exp(mean_i KL(p(y|x_i) || p(y))), between 1 and K; higher is better.
 
     One split over all images. The customary ten splits average over consecutive files: on images stored in class order
     every split then sees few classes and the score collapses, and a shorter split is biased further downwards. Numbers
     are therefore not interchangeable with published ones over splits of 5,000.
+    Source: Salimans et al. 2016, arXiv:1606.03498.
 
     Args:
         logits_NK: unnormalised log-probabilities of any classifier, N >= 1.
@@ -97,7 +98,9 @@ def class_hits(logits_NK: Floats, labels_N: NDArray[np.integer]) -> NDArray[np.b
     """Per image, whether the top class is the requested one: the indicators behind `class_accuracy`. bool [N]."""
     predicted_N = class_probabilities(logits_NK).argmax(axis=1)
     if labels_N.shape != predicted_N.shape:
-        raise ValueError(f"labels must have shape [{len(predicted_N)}], one per row of logits, got {list(labels_N.shape)}")
+        raise ValueError(
+            f"labels must have shape [{len(predicted_N)}], one per row of logits, got {list(labels_N.shape)}"
+        )
     return predicted_N == labels_N
 
 

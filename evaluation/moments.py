@@ -14,7 +14,7 @@ Floats = NDArray[np.floating[Any]]
 class RunningMoments:
     """Streaming float64 mean and unbiased covariance by pairwise merging.
 
-    The sums are kept around the running mean, so features with a large offset lose no digits (plain sums of squares do).
+    The sums are kept around the running mean, so features with a large offset lose no digits; plain sums of squares do.
     Source: Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances".
 
     Args:

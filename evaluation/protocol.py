@@ -65,7 +65,7 @@ class Reference:
         return len(self.features)
 
     def save(self, path: str | Path) -> None:
-        """Write an npz file with `mu`, `sigma` (the names FID tools share), `features`, `n`, `name`, `fingerprint`; atomic."""
+        """Write an npz file, atomically: `mu`, `sigma` (the names FID tools share), `features`, `n`, `name`, `fingerprint`."""
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
@@ -108,9 +108,10 @@ class Reference:
 
 
 def _read_npz(path: str | Path) -> dict[str, NDArray[typing.Any]]:
-    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+    with Path(path).open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
+            raise ValueError("it holds a single array")
         return dict(archive)
 
 
@@ -143,12 +144,15 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9-]+", self.name):
-            raise ValueError(f"protocol name {self.name!r} must be lower-case letters, digits and '-', as in 'mnist-cnn'")
+            raise ValueError(
+                f"protocol name {self.name!r} must be lower-case letters, digits and '-', as in 'mnist-cnn'"
+            )
         made_by, reads_with = self.reference.extractor_fingerprint, self.extractor.fingerprint
         if made_by != reads_with:
             raise ValueError(
                 f"reference {self.reference.name!r} was made by extractor {made_by}, but this one "
-                f"({self.extractor.name}) is {reads_with}; their features do not compare. Make it again with make_reference"
+                f"({self.extractor.name}) is {reads_with}; their features do not compare. "
+                "Make the reference again with make_reference"
             )
 
 
@@ -257,8 +261,8 @@ def self_check(protocol: Protocol) -> dict[str, float]:
     precision, recall = metrics.precision_recall(reference.features, reference.features)
     if not (frechet < SELF_CHECK_TOLERANCE and precision == recall == 1.0):
         raise ValueError(
-            f"reference {reference.name!r} fails its self-check: frechet {frechet:.3g} (must be < {SELF_CHECK_TOLERANCE}), "
-            f"precision {precision}, recall {recall} (must be 1); make it again with make_reference"
+            f"reference {reference.name!r} fails its self-check: frechet {frechet:.3g} (must be below "
+            f"{SELF_CHECK_TOLERANCE}), precision {precision}, recall {recall} (must be 1); make it again with make_reference"
         )
     return {"frechet": frechet, "precision": precision, "recall": recall}
 
@@ -272,6 +276,6 @@ def _extract(extractor: Extractor, images_BHW3: Tensor) -> tuple[NDArray[np.floa
 def _require_full_rank(n: int, dim: int) -> None:
     if n < dim + 1:
         raise ValueError(
-            f"a Fréchet distance in {dim} features needs at least {dim + 1} images, got {n}: the covariance of fewer is "
-            "rank-deficient and the distance meaningless; use more images"
+            f"a Fréchet distance in {dim} features needs at least {dim + 1} images, got {n}: "
+            "the covariance of fewer is rank-deficient and the distance meaningless; use more images"
         )

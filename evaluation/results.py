@@ -11,8 +11,9 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def _text(value: Any) -> str:
     return value
 
 
-_READ_AS: dict[str, Callable[[Any], Any]] = {"int": _whole, "float": float, "str": _text, "Mapping[str, float]": _numbers}
+_READ_AS: dict[str, Any] = {"int": _whole, "float": float, "str": _text, "Mapping[str, float]": _numbers}
 _READERS = {item.name: _READ_AS[str(item.type).removesuffix(" | None")] for item in fields(ResultRow)}
 _REQUIRED = ("label", "seed", "n", "protocol", "metrics")
 
@@ -164,11 +165,17 @@ def append_result(path: Path, row: ResultRow) -> None:
     """Add one row, on disk when this returns. What a killed writer left half-written is cut off first."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(row.to_json(), allow_nan=False) + "\n"
+    line = json.dumps(row.to_json(), allow_nan=False).encode() + b"\n"
     with path.open("ab+") as handle:
         handle.seek(0)
-        handle.truncate(handle.read().rfind(b"\n") + 1)
-        handle.write(line.encode())
+        content = handle.read()
+        tail = content.rpartition(b"\n")[2]
+        try:
+            json.loads(tail or b"null")
+        except ValueError:
+            handle.truncate(len(content) - len(tail))
+            tail = b""
+        handle.write((b"\n" if tail else b"") + line)
         handle.flush()
         os.fsync(handle.fileno())
 
@@ -212,11 +219,13 @@ class Arm:
     @property
     def settings(self) -> str:
         """How it was sampled, in words."""
-        words = ["no guidance" if self.guidance_scale == 1 else f"guidance {self.guidance_scale:g}"]
-        words += [f"T={self.temperature:g}"]
-        words += [f"top-k {self.top_k}"] if self.top_k else []
-        words += [f"top-p {self.top_p:g}"] if self.top_p < 1 else []
-        return ", ".join(words)
+        guidance = "no guidance" if self.guidance_scale == 1 else f"guidance {self.guidance_scale:g}"
+        return ", ".join([guidance, f"T={self.temperature:g}", *self.filters])
+
+    @property
+    def filters(self) -> list[str]:
+        top_k = [f"top-k {self.top_k}"] if self.top_k else []
+        return top_k + ([f"top-p {self.top_p:g}"] if self.top_p < 1 else [])
 
     @property
     def plain(self) -> bool:
@@ -270,13 +279,13 @@ def summarize(rows: Iterable[ResultRow]) -> list[Arm]:
         key = (row.label, row.guidance_scale, row.temperature, row.top_k, row.top_p, row.split)
         arms.setdefault(key, {})[row.seed] = row
     for by_seed in arms.values():
-        _refuse_mixed(list(by_seed.values()))
+        refuse_mixed(list(by_seed.values()))
     return [Arm(*key, rows=tuple(by_seed[seed] for seed in sorted(by_seed))) for key, by_seed in arms.items()]
 
 
-def _refuse_mixed(rows: Sequence[ResultRow]) -> None:
-    first = rows[0]
-    for row in rows[1:]:
+def refuse_mixed(rows: Sequence[ResultRow]) -> None:
+    """Raise ValueError, naming two rows, unless all were measured in the same way."""
+    for first, row in pairwise(rows):
         for name in COMPARABLE:
             if getattr(row, name) != getattr(first, name):
                 raise ValueError(
@@ -293,6 +302,8 @@ def _name(row: ResultRow) -> str:
 class Paired:
     """An arm against a base on the seeds that both have: differences arm - base and ratios arm / base."""
 
+    arm: Spread
+    base: Spread
     differences: Spread
     ratios: Spread
 
@@ -303,42 +314,43 @@ def paired(arm: Arm, base: Arm, metric: str) -> Paired:
     Raises:
         ValueError: the arms were not measured in the same way, share no seed, or lack the metric.
     """
-    _refuse_mixed([*base.rows, *arm.rows])
-    values, base_values = arm.metric(metric), base.metric(metric)
-    if values is None or base_values is None:
+    refuse_mixed([*base.rows, *arm.rows])
+    arm_spread, base_spread = arm.metric(metric), base.metric(metric)
+    if arm_spread is None or base_spread is None:
         raise ValueError(f"{arm.label!r} and {base.label!r} cannot be compared by {metric!r}: a row lacks it")
-    seeds = [seed for seed in values.values if seed in base_values.values]
+    ours, theirs = arm_spread.values, base_spread.values
+    seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
         raise ValueError(
-            f"{arm.label!r} (seeds {sorted(values.values)}) and {base.label!r} (seeds {sorted(base_values.values)}) "
-            "share no seed; evaluate both on the same seeds"
+            f"{arm.label!r} (seeds {list(ours)}) and {base.label!r} (seeds {list(theirs)}) share no seed; "
+            "evaluate both on the same seeds"
         )
-    differences = {seed: values.values[seed] - base_values.values[seed] for seed in seeds}
-    ratios = {seed: values.values[seed] / (base_values.values[seed] or math.nan) for seed in seeds}
-    return Paired(Spread(differences), Spread(ratios))
+    return Paired(
+        arm=Spread({seed: ours[seed] for seed in seeds}),
+        base=Spread({seed: theirs[seed] for seed in seeds}),
+        differences=Spread({seed: ours[seed] - theirs[seed] for seed in seeds}),
+        ratios=Spread({seed: ours[seed] / (theirs[seed] or math.nan) for seed in seeds}),
+    )
 
 
 def text_table(arms: Sequence[Arm]) -> str:
     """The arms as aligned columns for a terminal: medians over the seeds, with the range of the first metric."""
-    header = ["arm", "guidance", "T", *(metric.title for metric in METRICS), "forwards/img", "img/s", "seeds"]
-    table = [header]
+    table = [["arm", "guidance", "T", *(metric.title for metric in METRICS), "forwards/img", "img/s", "seeds"]]
     for arm in arms:
-        cells = [arm.label if arm.split == "report" else f"{arm.label} (select)"]
-        cells += ["off" if arm.guidance_scale == 1 else f"{arm.guidance_scale:g}", f"{arm.temperature:g}"]
-        for metric in METRICS:
-            cells.append(_cell(arm.metric(metric.name), metric.digits, with_range=metric is METRICS[0]))
-        for cost in (arm.forwards_per_image, arm.images_per_second):
-            cells.append("-" if cost is None else f"{cost:.0f}")
-        table.append([*cells, str(len(arm.rows))])
-    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
-    lines = [
-        row[0].ljust(widths[0]) + "".join("  " + cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        for row in table
-    ]
+        name = [arm.label, *arm.filters, *(["(select)"] if arm.split == "select" else [])]
+        guidance = "off" if arm.guidance_scale == 1 else f"{arm.guidance_scale:g}"
+        values = [_cell(arm.metric(metric.name), metric.digits, metric is METRICS[0]) for metric in METRICS]
+        costs = ["-" if cost is None else f"{cost:.0f}" for cost in (arm.forwards_per_image, arm.images_per_second)]
+        table.append([" ".join(name), guidance, f"{arm.temperature:g}", *values, *costs, str(len(arm.rows))])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for first, *rest in table:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _cell(spread: Spread | None, digits: int, *, with_range: bool) -> str:
+def _cell(spread: Spread | None, digits: int, with_range: bool) -> str:
     if spread is None:
         return "-"
     text = f"{spread.median:.{digits}f}"

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from evaluation.classifier import DigitClassifier, check_images, check_labels, images_to_pixels
 
-MAX_ROTATION = math.radians(12)
-MAX_SHIFT = 2 / 14  # two pixels of 28, in grid_sample's [-1, 1]
-MAX_SCALE = 0.12
+MAX_ROTATION = math.radians(10)
+MAX_SHIFT = 1.5 / 14  # 1.5 pixels of 28, in grid_sample's [-1, 1]
+MAX_SCALE = 0.1
 NOISE_STD = 0.05
 WEIGHT_DECAY = 1e-2
 
@@ -24,7 +24,7 @@ def train_classifier(
     seed: int,
     steps: int = 900,
     batch_size: int = 64,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 3e-3,
     on_step: Callable[[int, float], None] | None = None,
 ) -> DigitClassifier:
     """Train a `DigitClassifier` with AdamW and a one-cycle learning rate on randomly moved and noised images.

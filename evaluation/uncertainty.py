@@ -32,7 +32,12 @@ def mean_stderr(hits_N: NDArray[np.bool_]) -> float:
 
 
 def frechet_stderr(
-    features_ND: Floats, reference_mean_D: Floats, reference_cov_DD: Floats, *, resamples: int = RESAMPLES, seed: int = 0
+    features_ND: Floats,
+    reference_mean_D: Floats,
+    reference_cov_DD: Floats,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> float:
     """Bootstrap standard error of the Fréchet distance between the features and fixed reference moments.
 

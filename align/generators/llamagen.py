@@ -116,7 +116,7 @@ class LlamaGen(Generator):
 
     def __init__(self, config: LlamaGenConfig, tokenizer: VQTokenizer | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.sizes = config  # not `config`: transformers.Trainer takes an attribute of that name for its own kind
         self.vocab_size = config.vocab_size
         self.layout = TokenLayout((1,) * (config.grid[0] * config.grid[1]))
         self.cls_embedding = _LabelEmbedding(config.num_classes + 1, config.dim)
@@ -147,20 +147,20 @@ class LlamaGen(Generator):
         labels = torch.as_tensor(raw)
         if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"class labels must be a list of integers, got {raw!r:.80}")
-        if labels.numel() and (labels.min() < 0 or labels.max() >= self.config.num_classes):
-            bad = labels[(labels < 0) | (labels >= self.config.num_classes)][0].item()
-            raise ValueError(f"class label {bad} is out of range; this generator knows 0 to {self.config.num_classes - 1}")
+        if labels.numel() and (labels.min() < 0 or labels.max() >= self.sizes.num_classes):
+            bad = labels[(labels < 0) | (labels >= self.sizes.num_classes)][0].item()
+            raise ValueError(f"class label {bad} is out of range; this generator knows 0 to {self.sizes.num_classes - 1}")
         return Condition({"label": labels.long().to(self.device)})
 
     def null_condition(self, like: Condition) -> Condition:
-        return Condition({"label": torch.full_like(like.tensors["label"], self.config.num_classes)})
+        return Condition({"label": torch.full_like(like.tensors["label"], self.sizes.num_classes)})
 
     # --- teacher forcing
 
     def forward(self, tokens_BL: Tensor, condition: Condition, *, context_BL: Tensor | None = None) -> Tensor:
         inputs_BL = tokens_BL if context_BL is None else context_BL
         if inputs_BL.shape[1] != self.layout.length:
-            raise ValueError(f"got {inputs_BL.shape[1]} tokens an image; this generator's grid {self.config.grid} has {self.layout.length}")
+            raise ValueError(f"got {inputs_BL.shape[1]} tokens an image; this generator's grid {self.sizes.grid} has {self.layout.length}")
         prefix = self.cls_embedding(condition.tensors["label"]).unsqueeze(1)
         x = self.dropout(torch.cat([prefix, self.tok_embeddings(inputs_BL[:, :-1])], dim=1))
         rope = self.rope()
@@ -177,8 +177,8 @@ class LlamaGen(Generator):
         Computed when needed rather than stored as a buffer, so that loading on the meta device cannot lose it.
         """
         if self._rope is None or self._rope.device != self.device:
-            rows, columns = self.config.grid
-            half = self.config.dim // self.config.num_heads // 2
+            rows, columns = self.sizes.grid
+            half = self.sizes.dim // self.sizes.num_heads // 2
             frequencies = 1.0 / ROPE_BASE ** (torch.arange(0, half, 2, device=self.device)[: half // 2].float() / half)
             row = torch.arange(rows, device=self.device).float().repeat_interleave(columns)
             column = torch.arange(columns, device=self.device).float().repeat(rows)
@@ -190,7 +190,7 @@ class LlamaGen(Generator):
     # --- sampling
 
     def new_cache(self, rows: int) -> LlamaGenCache:
-        heads, width = self.config.num_heads, self.config.dim // self.config.num_heads
+        heads, width = self.sizes.num_heads, self.sizes.dim // self.sizes.num_heads
         weight = self.tok_embeddings.weight
         return LlamaGenCache([weight.new_empty(2, rows, heads, self.layout.length, width) for _ in self.layers])
 
@@ -223,14 +223,14 @@ class LlamaGen(Generator):
 
     def check_images(self, images_BHWC: Tensor) -> None:
         side = self._tokenizer().config.downsampling
-        expected = (self.config.grid[0] * side, self.config.grid[1] * side, 3)
+        expected = (self.sizes.grid[0] * side, self.sizes.grid[1] * side, 3)
         if images_BHWC.dtype != torch.uint8 or images_BHWC.dim() != 4 or tuple(images_BHWC.shape[1:]) != expected:
             raise ValueError(f"images must be uint8 [B, {', '.join(map(str, expected))}], got {images_BHWC.dtype} {list(images_BHWC.shape)}")
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
         tokenizer = self._tokenizer()
         with torch.no_grad():
-            pixels = tokenizer.decode(tokens_BL.to(tokenizer.quant_conv.weight.device), self.config.grid)
+            pixels = tokenizer.decode(tokens_BL.to(tokenizer.quant_conv.weight.device), self.sizes.grid)
         # truncation after +128 is the authors' sampler's rounding; FIDs depend on it
         return (127.5 * pixels.float() + 128.0).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 

@@ -1,0 +1,1 @@
+"""Training: AlignTrainer on transformers.Trainer, the reference, and what watches a run."""

@@ -1,0 +1,85 @@
+"""What watches a training run: the progress bar, the sample grids, and the ways to stop it."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from align.images import save_grid
+from align.sampling import balanced_labels, sample
+from align.types import SamplingConfig
+
+# shown beside the bar, in this order, where a run logs them
+SHOWN = ("loss", "gap_positive", "gap_negative", "accuracy", "nll_per_token")
+
+
+class ProgressBar(TrainerCallback):
+    """One line: steps, time left and the numbers that tell whether it works."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.bar: tqdm[Any] | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.description, unit="step")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix({name: f"{logs[name]:.3g}" for name in SHOWN if name in logs})
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class SampleGrid(TrainerCallback):
+    """Guidance-free samples of the same seeds every so many steps, as samples/step-N.png."""
+
+    def __init__(self, every: int, folder: Path, *, num_classes: int, rows: int = 4, seed: int = 0) -> None:
+        self.every = every
+        self.folder = folder
+        self.labels = balanced_labels(rows * num_classes, num_classes)
+        self.columns = num_classes
+        self.config = SamplingConfig(seed=seed)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
+        if state.is_world_process_zero and state.global_step % self.every == 0:
+            rollout = sample(model, model.encode_condition(self.labels), self.config)
+            save_grid(model.decode(rollout.tokens_BL), self.folder / f"step-{state.global_step:06d}.png", columns=self.columns)
+
+
+class StopOnSignal(TrainerCallback):
+    """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+        tqdm.write("stopping after this step; press Ctrl-C again to stop without a checkpoint")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.received is not None:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,51 @@
+"""Which training checkpoint is whole, and how to go on from it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from align.files import write_text
+
+COMPLETE_FILE = "complete.json"
+METRICS_FILE = "metrics.jsonl"
+
+
+def mark_complete(folder: Path) -> None:
+    """Put a checkpoint's files on disk, then record them; a folder without the record is a torso."""
+    sizes = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        sizes[path.name] = path.stat().st_size
+    write_text(folder / COMPLETE_FILE, json.dumps(sizes))
+
+
+def is_complete(folder: Path) -> bool:
+    record = folder / COMPLETE_FILE
+    if not record.exists():
+        return False
+    sizes = json.loads(record.read_text())
+    return all((folder / name).exists() and (folder / name).stat().st_size == size for name, size in sizes.items())
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run; torsos left by a kill are passed over."""
+    whole = [folder for folder in run.glob("checkpoint-*") if is_complete(folder)]
+    return max(whole, key=lambda folder: int(folder.name.split("-")[1]), default=None)
+
+
+def rewind_metrics(run: Path, step: int) -> None:
+    """Forget metrics logged after `step`, so that a resumed run's log reads as an unbroken one's."""
+    path = run / METRICS_FILE
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
+        write_text(path, "".join(line + "\n" for line in lines))
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:
+        return float("inf")  # half a line, as a kill leaves it

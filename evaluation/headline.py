@@ -1,0 +1,252 @@
+"""What a set of results allows one to say: one sentence, and the remarks that an honest reader would ask for.
+
+A direction is claimed only if at least two seeds were paired, all of them moved the same way, and the median move is
+larger than the range over which the baseline itself moves from seed to seed. Everything else is "no clear change".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from evaluation.results import METRICS, Arm, Metric, Paired, Spread, find_key, paired
+
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One sentence with numbers, and the remarks below it."""
+
+    sentence: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The arms that a claim about guidance-free quality needs; None where a run does not have one."""
+
+    base: Arm | None = None
+    temperature: Arm | None = None  # the base, unguided, at its best other temperature or filter
+    cfg: Arm | None = None  # the base at its best guidance scale
+    sft: Arm | None = None  # the same training on the same data without the objective
+    aligned: Arm | None = None
+
+    def present(self) -> list[Arm]:
+        arms = (self.base, self.temperature, self.cfg, self.sft, self.aligned)
+        return [arm for arm in arms if arm is not None]
+
+
+class Verdict(Enum):
+    BETTER = "better"
+    WORSE = "worse"
+    UNCLEAR = "no clear change"
+    ONE_SEED = "one seed"
+
+
+def headline_metric(arms: Sequence[Arm]) -> Metric | None:
+    """The metric to judge by: FID where there is one, else the first known metric, else the first of any name."""
+    for metric in METRICS:
+        if any(arm.metric(metric.name) for arm in arms):
+            return metric
+    keys = [key for arm in arms for row in arm.rows for key in row.metrics]
+    return Metric(keys[0], keys[0]) if keys else None
+
+
+def assign_roles(arms: Sequence[Arm], metric: Metric) -> Roles:
+    """Find the arms that matter among arms of one split."""
+    measured = [arm for arm in arms if arm.metric(metric.name)]
+    base = [arm for arm in measured if arm.label == "base"]
+    plain = {arm.label: arm for arm in measured if arm.plain}
+    return Roles(
+        base=plain.get("base"),
+        temperature=_best([arm for arm in base if arm.guidance_scale == 1 and not arm.plain], metric),
+        cfg=_best([arm for arm in base if arm.guidance_scale > 1], metric),
+        sft=plain.get("sft"),
+        aligned=plain.get("aligned"),
+    )
+
+
+def _best(arms: Sequence[Arm], metric: Metric) -> Arm | None:
+    sign = 1 if metric.lower_is_better else -1
+    defined = [arm for arm in arms if not math.isnan(median(arm, metric))]
+    return min(defined, key=lambda arm: sign * median(arm, metric), default=None)
+
+
+def median(arm: Arm, metric: Metric) -> float:
+    spread = arm.metric(metric.name)
+    return spread.median if spread else math.nan
+
+
+def judge(comparison: Paired, metric: Metric) -> Verdict:
+    """Decide whether paired differences show a direction; the module's docstring holds the rule."""
+    moves = comparison.differences
+    if len(moves.values) == 1:
+        return Verdict.ONE_SEED
+    noise = comparison.base.max - comparison.base.min
+    if not (moves.min > 0 or moves.max < 0) or not abs(moves.median) > noise:
+        return Verdict.UNCLEAR
+    return Verdict.BETTER if (moves.median < 0) == metric.lower_is_better else Verdict.WORSE
+
+
+def number(value: float, decimals: int = 3) -> str:
+    """Three significant digits, at most `decimals` of them behind the point, never an exponent."""
+    if not math.isfinite(value):
+        return "undefined"
+    needed = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{min(max(needed, 0), decimals)}f}".replace("-", MINUS)
+
+
+def change(value: float, metric: Metric) -> str:
+    """A difference with its sign."""
+    return ("+" if value > 0 else "") + number(value, metric.digits)
+
+
+def with_range(spread: Spread) -> str:
+    """`9.52 (9.51 to 10.3)`, or the bare value of a single seed."""
+    text = number(spread.median)
+    return text if len(spread.values) == 1 else f"{text} ({number(spread.min)} to {number(spread.max)})"
+
+
+def headline(arms: Sequence[Arm], method: str) -> Headline:
+    """The sentence that these arms support, for a run of the objective `method` (such as "CCA")."""
+    metric = headline_metric(arms)
+    if metric is None:
+        return Headline("This run holds no evaluation yet, so nothing can be said about a gain.")
+    report = [arm for arm in arms if arm.split == "report" and arm.metric(metric.name)]
+    if not report:
+        return _selection_only(arms, metric)
+    roles = assign_roles(report, metric)
+    if roles.aligned is None:
+        return _without_aligned(roles.base or report[0], metric)
+    if roles.base is None:
+        return _without_base(roles.aligned, metric, method)
+    comparison = paired(roles.aligned, roles.base, metric.name)
+    verdict = judge(comparison, metric)
+    sentence = _change(roles, comparison, verdict, metric, method)
+    if roles.temperature is not None:
+        sentence += _against_temperature(roles.aligned, roles.temperature, verdict, metric, arms)
+    if roles.cfg is not None:
+        sentence += _against_cfg(roles.aligned, roles.cfg, verdict, metric, arms)
+    return Headline(sentence + ".", tuple(_notes(roles, verdict, metric, method)))
+
+
+def _selection_only(arms: Sequence[Arm], metric: Metric) -> Headline:
+    best = _best(arms, metric)
+    if best is None:
+        return Headline(f"{metric.title} is undefined in every row, so nothing can be said about a gain.")
+    order = "lowest" if metric.lower_is_better else "highest"
+    return Headline(
+        f"On the selection seeds, the {order} {metric.title} is {number(median(best, metric))}: "
+        f"{best.label}, {best.settings} ({len(arms)} {'setting' if len(arms) == 1 else 'settings'} tried).",
+        ("A setting chosen on these rows looks better than it is; evaluate it on other seeds before claiming a gain.",),
+    )
+
+
+def _without_aligned(arm: Arm, metric: Metric) -> Headline:
+    spread = arm.metric(metric.name)
+    assert spread is not None
+    value = f"{metric.title} {_measured(arm, spread, metric)} ({_seeds(spread)}, n = {arm.rows[0].n})"
+    return Headline(
+        f"{arm.label}, {arm.settings}: {value}.",
+        ("This run evaluated no aligned, guidance-free generator, so it says nothing about a gain.",),
+    )
+
+
+def _without_base(aligned: Arm, metric: Metric, method: str) -> Headline:
+    spread = aligned.metric(metric.name)
+    assert spread is not None
+    return Headline(
+        f"{method} has a guidance-free {metric.title} of {_measured(aligned, spread, metric)} ({_seeds(spread)}); "
+        "the base was not evaluated in this run, so no gain can be claimed.",
+    )
+
+
+def _measured(arm: Arm, spread: Spread, metric: Metric) -> str:
+    """A median with its range, or for a single seed the value with its standard error."""
+    if len(spread.values) > 1:
+        return with_range(spread)
+    key = find_key(arm.rows[0].stderr, metric.name)
+    return number(spread.median) + (f" ± {arm.rows[0].stderr[key]:.2g}" if key else "")
+
+
+def _seeds(spread: Spread) -> str:
+    return "one seed" if len(spread.values) == 1 else f"median of {len(spread.values)} seeds"
+
+
+def _change(roles: Roles, comparison: Paired, verdict: Verdict, metric: Metric, method: str) -> str:
+    assert roles.aligned is not None and roles.base is not None
+    what = f"guidance-free {metric.title}"
+    ratio = f"ratio {number(comparison.ratios.median, 2)}"
+    if verdict is Verdict.ONE_SEED:
+        before = _measured(roles.base, comparison.base, metric)
+        after = _measured(roles.aligned, comparison.arm, metric)
+        taken = f"{method} takes {what} from {before} to {after} ({ratio})"
+        return f"On one seed, {taken}; how much seeds differ is unknown"
+    seeds = f"medians of {len(comparison.differences.values)} paired seeds"
+    moves = f"change {change(comparison.differences.min, metric)} to {change(comparison.differences.max, metric)}"
+    values = f"from {number(comparison.base.median)} to {number(comparison.arm.median)} ({seeds}; {moves}; {ratio})"
+    if verdict is Verdict.UNCLEAR:
+        return f"{method} shows no clear gain: {what} goes {values}"
+    verb = "lowers" if comparison.differences.median < 0 else "raises"
+    return f"{method} {verb} {what} {values}" + (", which is worse" if verdict is Verdict.WORSE else "")
+
+
+def _against_temperature(aligned: Arm, other: Arm, verdict: Verdict, metric: Metric, arms: Sequence[Arm]) -> str:
+    """The free alternative: the base itself, sampled at another temperature or with a filter."""
+    tried = [arm for arm in arms if arm.split == "select" and arm.label == "base" and arm.guidance_scale == 1]
+    setting = ", ".join([f"T={other.temperature:g}", *other.filters])
+    value = number(median(other, metric))
+    best = f"the best {'sampling setting' if other.filters else 'temperature'} ({setting}: {value})"
+    name = best if sum(not arm.plain for arm in tried) > 1 else f"the base at {setting} ({value})"
+    compared = judge(paired(aligned, other, metric.name), metric)
+    if verdict is not Verdict.BETTER or compared is Verdict.ONE_SEED:
+        return f"; compare {name}"
+    if compared is Verdict.BETTER:
+        return f", better than {name}"
+    if compared is Verdict.WORSE:
+        return f", but worse than {name}, which needs no training"
+    return f", but not clearly better than {name}, which needs no training"
+
+
+def _against_cfg(aligned: Arm, guided: Arm, verdict: Verdict, metric: Metric, arms: Sequence[Arm]) -> str:
+    """The costly alternative: guidance, with its price."""
+    tried = [arm for arm in arms if arm.split == "select" and arm.label == "base" and arm.guidance_scale > 1]
+    name = f"{'the best CFG' if len(tried) > 1 else 'CFG'} (scale {guided.guidance_scale:g})"
+    text = f"{', against' if verdict is Verdict.BETTER else '; compare'} {number(median(guided, metric))} for {name}"
+    if guided.forwards_per_image and aligned.forwards_per_image:
+        times = f"{guided.forwards_per_image / aligned.forwards_per_image:.1f}".removesuffix(".0")
+        text += f" at {'twice' if times == '2' else times + ' times'} the forwards per image"
+    return text
+
+
+def _notes(roles: Roles, verdict: Verdict, metric: Metric, method: str) -> list[str]:
+    assert roles.aligned is not None and roles.base is not None
+    notes = []
+    if roles.sft is not None:
+        comparison = paired(roles.aligned, roles.sft, metric.name)
+        compared = judge(comparison, metric)
+        text = f"Control: the same data without the objective (SFT) gives {metric.title} {with_range(comparison.base)}"
+        if verdict is Verdict.BETTER and compared is Verdict.BETTER:
+            text += ", so the gain is not just further training"
+        elif verdict is Verdict.BETTER and compared is not Verdict.ONE_SEED:
+            text += f", so the gain cannot be credited to {method}"
+        notes.append(text + ".")
+    moved = [_side_effect(roles.aligned, roles.base, other) for other in METRICS if other != metric]
+    if known := [text for text in moved if text]:
+        notes.append(f"{method} against base, both without guidance: {'; '.join(known)}.")
+    wanted = {"another temperature": roles.temperature, "CFG": roles.cfg, "an SFT control": roles.sft}
+    if missing := [name for name, arm in wanted.items() if arm is None]:
+        notes.append(f"Not compared in this run: {', '.join(missing)}.")
+    return notes
+
+
+def _side_effect(aligned: Arm, base: Arm, metric: Metric) -> str | None:
+    if aligned.metric(metric.name) is None or base.metric(metric.name) is None:
+        return None
+    comparison = paired(aligned, base, metric.name)
+    moved = f"{metric.title} {number(comparison.base.median)} → {number(comparison.arm.median)}"
+    verdict = judge(comparison, metric)
+    return moved if verdict is Verdict.ONE_SEED else f"{moved} ({verdict.value})"

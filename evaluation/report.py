@@ -1,0 +1,292 @@
+"""One HTML file per run folder: what was gained, the evidence for it, and how to make it again.
+
+The page is self-contained (images and charts are inside, nothing is fetched) and copes with whatever a run has left:
+a study with its sub-runs, a sweep, one evaluation, or a training that was stopped before any.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from evaluation.charts import arm_class, css_class, guidance_chart
+from evaluation.curves import curve_charts, method_name, read_logs, read_run
+from evaluation.files import write_atomically
+from evaluation.headline import Headline, Roles, assign_roles, change, headline, headline_metric, judge, number
+from evaluation.results import METRICS, Arm, Metric, ResultRow, paired, read_results, refuse_mixed, summarize
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+ENLARGED_BELOW = 600  # pixels: narrower grids (digits) are shown with hard pixels, wider ones are scaled smoothly
+
+METRIC_WORDS = {
+    "fid": "FID is the Fréchet distance between features of the generated and of the reference images",
+    "accuracy": "accuracy is the share of images recognised as the class that was asked for",
+    "is": "IS is the inception score under the extractor's own classifier",
+    "precision": "precision is the share of generated images that lie among the reference images",
+    "recall": "recall is the share of reference images that lie among the generated ones",
+}
+
+
+def write_report(run_dir: Path) -> Path:
+    """Render `run_dir/report.html` from what the folder holds.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: `run.json`, `results.jsonl` or a `metrics.jsonl` is damaged; names the file and the line.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"no run folder at {run_dir}")
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(_context(run_dir))
+    path = run_dir / "report.html"
+    write_atomically(path, page.encode())
+    return path
+
+
+def _context(run_dir: Path) -> dict[str, Any]:
+    run = read_run(run_dir)
+    rows = read_results(run_dir / "results.jsonl")
+    method = method_name(run, run_dir.name)
+    names = {"aligned": method, "sft": "SFT"}
+    arms, said = _conclude(rows, method)
+    metric = headline_metric(arms)
+    shown = [arm for arm in arms if arm.split == "report"] or arms
+    roles = assign_roles(shown, metric) if metric else Roles()
+    columns = _metric_columns(rows)
+    logs = read_logs(run_dir, run)
+    curves = list(curve_charts(logs))
+    return {
+        "run": run,
+        "name": run.get("name") or run_dir.name,
+        "facts": _facts(run),
+        "headline": said,
+        "metric": metric,
+        "columns": columns,
+        "arms": [_arm_entry(arm, roles, metric, columns, names) for arm in shown],
+        "compared": roles.base is not None and len(shown) > 1,
+        # two points say less in a chart than in the table beside it
+        "chart": guidance_chart(arms, roles, metric, names) if metric and len(arms) > 2 else None,
+        "chart_legend": _chart_legend(arms, names),
+        "table_remarks": _table_remarks(shown, rows),
+        "chart_remarks": list(_chart_remarks(rows)),
+        "grids": _sample_grids(run_dir, shown, roles, names),
+        "logs": [log.name for log in logs],
+        "curves": [curve for curve in curves if curve.main],
+        "more_curves": [curve for curve in curves if not curve.main],
+        "protocols": _protocols(rows),
+        "metric_words": [METRIC_WORDS[column.name] for column in columns if column.name in METRIC_WORDS],
+        "domain_fid": any(_is_domain_fid(row) for row in rows),
+        "rows": [_row_entry(row, columns) for row in rows],
+        "config": list(_flatten(run.get("config") or {})),
+        "origin": [
+            entry
+            for part in ("versions", "git", "hashes", "generator_facts")
+            for entry in _flatten(run.get(part) or {}, part.replace("_", " ") + ": ")
+        ],
+    }
+
+
+def _conclude(rows: Sequence[ResultRow], method: str) -> tuple[list[Arm], Headline]:
+    """The arms and what to say about them. Rows that do not compare are listed, but get no arms, table or chart."""
+    try:
+        arms = summarize(rows)
+        refuse_mixed([row for row in rows if row.split == "report"] or rows)
+    except ValueError as error:
+        return [], Headline(f"No conclusion: {error}.")
+    try:
+        return arms, headline(arms, method)
+    except ValueError as error:
+        return arms, Headline(f"No conclusion: {error}.")
+
+
+def _facts(run: Mapping[str, Any]) -> list[str]:
+    facts = [str(run[key]) for key in ("kind", "status", "device") if run.get(key)]
+    if isinstance(seconds := run.get("wall_seconds"), int | float):
+        facts.append(_duration(seconds))
+    if run.get("started"):
+        facts.append(str(run["started"])[:16].replace("T", " "))
+    return facts
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _metric_columns(rows: Sequence[ResultRow]) -> list[Metric]:
+    """Known metrics first, then those of any other name, once for all protocols and sample counts."""
+    names = dict.fromkeys(key.partition(f"_{row.protocol}")[0] for row in rows for key in row.metrics)
+    known = [metric for metric in METRICS if metric.name in names]
+    return known + [Metric(name, name) for name in names if name not in {metric.name for metric in METRICS}]
+
+
+def _arm_entry(
+    arm: Arm, roles: Roles, metric: Metric | None, columns: Sequence[Metric], names: Mapping[str, str]
+) -> dict[str, Any]:
+    cells = []
+    for column in columns:
+        spread = arm.metric(column.name)
+        several = spread is not None and len(spread.values) > 1
+        cells.append(
+            {
+                "median": _fixed(spread.median, column) if spread else "",
+                "range": f"{_fixed(spread.min, column)}–{_fixed(spread.max, column)}" if spread and several else "",
+                "sd": f"sd {spread.sd:.2g}" if spread and several else "",
+            }
+        )
+    return {
+        "name": names.get(arm.label, arm.label),
+        "settings": arm.settings,
+        "css": arm_class(arm),
+        "strong": arm is roles.aligned,
+        "cells": cells,
+        "change": _change(arm, roles.base, metric),
+        "forwards": f"{arm.forwards_per_image:.4g}" if arm.forwards_per_image else "",
+        "rate": number(arm.images_per_second) if arm.images_per_second else "",
+    }
+
+
+def _change(arm: Arm, base: Arm | None, metric: Metric | None) -> dict[str, str] | None:
+    """The arm against the base, seed by seed."""
+    if base is None or metric is None or arm is base or arm.metric(metric.name) is None:
+        return None
+    try:
+        comparison = paired(arm, base, metric.name)
+    except ValueError:  # no seed in common: there is nothing to pair
+        return None
+    moves = comparison.differences
+    span = f"{change(moves.min, metric)} to {change(moves.max, metric)}" if len(moves.values) > 1 else ""
+    return {
+        "median": f"{change(moves.median, metric)} (×{number(comparison.ratios.median, 2)})",
+        "range": span,
+        "verdict": judge(comparison, metric).value,
+    }
+
+
+def _fixed(value: float, metric: Metric) -> str:
+    return f"{value:.{metric.digits}f}" if math.isfinite(value) else "undefined"
+
+
+def _chart_legend(arms: Sequence[Arm], names: Mapping[str, str]) -> list[tuple[str, str]]:
+    other = "base, other temperature or filter"
+    legend = {arm_class(arm): names.get(arm.label, arm.label) for arm in arms}
+    return [(css, other if css == css_class("temperature") else name) for css, name in legend.items()]
+
+
+def _table_remarks(arms: Sequence[Arm], rows: Sequence[ResultRow]) -> list[str]:
+    if not arms:
+        return []
+    seeds = sorted({len(arm.rows) for arm in arms})
+    counted = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(*seeds)
+    remarks = ["One seed." if seeds == [1] else f"Medians over {counted} seeds, with the range below."]
+    if all(arm.split == "select" for arm in arms):
+        remarks.append("These rows were used to choose settings: no claim rests on them.")
+    if any(_is_domain_fid(row) for row in rows):
+        remarks.append("Domain FID: not comparable with Inception FID.")
+    return remarks
+
+
+def _chart_remarks(rows: Sequence[ResultRow]) -> Iterator[str]:
+    shown_as = {
+        "report": "Large marks: report seeds, median and range",
+        "select": "Lines and small marks: selection seeds",
+    }
+    for split, words in shown_as.items():
+        if counts := sorted({row.n for row in rows if row.split == split}):
+            yield f"{words}, n = {', '.join(map(str, counts))}."
+
+
+def _is_domain_fid(row: ResultRow) -> bool:
+    return "adm-inception" not in row.protocol and any(key.startswith("fid_") for key in row.metrics)
+
+
+def _sample_grids(run_dir: Path, arms: Sequence[Arm], roles: Roles, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Grids of the arms in the claim, or of the first three where there is none, all of one seed if they can be."""
+    candidates = [arm for arm in roles.present() if _with_samples(arm)] or [arm for arm in arms if _with_samples(arm)][
+        :3
+    ]
+    shared = set.intersection(*(set(_with_samples(arm)) for arm in candidates)) if candidates else set()
+    grids: list[dict[str, Any]] = []
+    for arm in candidates:
+        by_seed = _with_samples(arm)
+        row = by_seed[min(shared or by_seed)]
+        path = (run_dir / str(row.samples)).resolve()
+        # Only pictures of this run: a results file from elsewhere must not pull other files into the page.
+        content = path.read_bytes() if path.is_file() and path.is_relative_to(run_dir.resolve()) else b""
+        if not content.startswith(PNG_SIGNATURE):
+            continue
+        width, height = (int.from_bytes(content[start : start + 4]) for start in (16, 20))
+        grids.append(
+            {
+                "name": names.get(arm.label, arm.label),
+                "settings": arm.settings,
+                "css": arm_class(arm),
+                "seed": row.seed,
+                "uri": "data:image/png;base64," + base64.b64encode(content).decode(),
+                "width": width,
+                "height": height,
+                "pixelated": width < ENLARGED_BELOW,
+            }
+        )
+    return grids
+
+
+def _with_samples(arm: Arm) -> dict[int, ResultRow]:
+    return {row.seed: row for row in arm.rows if row.samples}
+
+
+def _protocols(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
+    """How the numbers were made, once for every combination that occurs."""
+    found: dict[tuple[Any, ...], list[ResultRow]] = {}
+    for row in rows:
+        found.setdefault((row.protocol, row.n, row.reference_n, row.extractor_fingerprint), []).append(row)
+    return [
+        {
+            "name": protocol,
+            "splits": " and ".join(sorted({row.split for row in group})),
+            "metric_keys": list(dict.fromkeys(key for row in group for key in row.metrics)),
+            "n": n,
+            "reference_n": reference_n,
+            "fingerprint": fingerprint,
+        }
+        for (protocol, n, reference_n, fingerprint), group in found.items()
+    ]
+
+
+def _row_entry(row: ResultRow, columns: Sequence[Metric]) -> dict[str, Any]:
+    cells = []
+    for column in columns:
+        key = next((key for key in row.metrics if key.partition(f"_{row.protocol}")[0] == column.name), None)
+        error = row.stderr.get(key, math.nan) if key else math.nan
+        cells.append(
+            (_fixed(row.metrics[key], column) if key else "", f"± {error:.2g}" if math.isfinite(error) else "")
+        )
+    return {
+        "row": row,
+        "settings": summarize([row])[0].settings,
+        "cells": cells,
+        "forwards": f"{row.forwards_per_image:.4g}" if row.forwards_per_image else "",
+        "rate": number(row.images_per_second) if row.images_per_second else "",
+    }
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested mappings as (dotted path, text)."""
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            yield from _flatten(item, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(item)

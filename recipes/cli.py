@@ -1,0 +1,83 @@
+"""The command `align`. Help and mistakes are answered without importing torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+
+# command -> (module, what it does); each module has main(overrides: list[str]) -> None and a docstring for --help
+COMMANDS = {
+    "train": ("recipes.train", "align a generator by an objective, measure, report"),
+    "study": ("recipes.study", "train an objective and its control over seeds, compare with the base, report"),
+    "sample": ("recipes.sample", "draw images from any checkpoint"),
+    "eval": ("recipes.evaluate", "score a checkpoint under one sampling setting"),
+    "sweep": ("recipes.sweep", "score a checkpoint over guidance scales and temperatures"),
+    "report": ("recipes.report", "write a run's report.html again"),
+    "zoo": ("recipes.zoo", "list the shipped generators, or show one's card"),
+    "pretrain": ("recipes.pretrain", "make a zoo entry from nothing"),
+}
+USAGE = """usage: align COMMAND [key=value ...]
+
+Post-training alignment for autoregressive image generators.
+
+{commands}
+
+Every setting is a key=value; `align COMMAND --help` shows them. To begin:
+  align train experiment=mnist/cca      align the shipped generator, about two minutes on a laptop
+  align zoo                             what is shipped
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE.format(commands="\n".join(f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items())))
+        return 0
+    command, *overrides = arguments
+    if command == "--version":
+        from align import __version__
+
+        print(__version__)
+        return 0
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean: align {near[0]}?" if near else ""
+        return _fail(f"unknown command {command!r}; known: {', '.join(COMMANDS)}.{hint}", 2)
+    if "-h" in overrides or "--help" in overrides:
+        return _help(command)
+    try:
+        importlib.import_module(COMMANDS[command][0]).main(overrides)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("ALIGN_TRACEBACK"):
+            traceback.print_exc()
+        return _fail(f"{error}", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    return 0
+
+
+def _help(command: str) -> int:
+    folder = Path(__file__).parent / "conf"
+    module = Path(__file__).parent / f"{COMMANDS[command][0].split('.')[1]}.py"
+    import ast
+
+    print(f"usage: align {command} [key=value ...]\n")
+    print(ast.get_docstring(ast.parse(module.read_text())))
+    if (folder / f"{command}.yaml").exists():
+        from recipes.config import describe
+
+        print(f"\n{describe(command)}")
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Composing a command's configuration from YAML and key=value, and refusing what would be silently ignored."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONF = Path(__file__).parent / "conf"
+KINDS = {bool: "true or false", str: "a text", list: "a list", dict: "a group of settings"}
+
+
+def compose(command: str, overrides: list[str]) -> DictConfig:
+    """The resolved configuration of a command.
+
+    Raises:
+        ValueError: an unknown key or option (with the near names), a value of another type than the default's, or a
+            required value (`???`) that was not given.
+    """
+    parsed = _parse(overrides)
+    groups = [str(item.input_line) for item in parsed if _is_group(item)]
+    try:
+        base = _compose(command, groups)
+        for item in parsed:
+            _check(item, base)
+        config = _compose(command, overrides)
+        if missing := OmegaConf.missing_keys(config):
+            raise ValueError(f"required and not given: {', '.join(sorted(missing))}. Add for example {min(missing)}=VALUE")
+        OmegaConf.resolve(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(_explain(error, parsed)) from error
+    return config
+
+
+def _compose(command: str, overrides: list[str]) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra_compose(command, overrides)
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise ValueError(f"cannot read {' '.join(overrides)!r}: settings are key=value. {_first_line(error)}") from error
+
+
+def _is_group(item: Override) -> bool:
+    return (CONF / item.key_or_group).is_dir()
+
+
+def _check(item: Override, base: DictConfig) -> None:
+    """Refuse a key that nothing reads, or a value of another kind than the default."""
+    if _is_group(item) or item.is_add() or item.is_delete() or item.is_force_add():
+        return
+    known = dict(flatten(base))
+    name = item.key_or_group
+    parents = {key.rsplit(".", depth)[0] for key in known for depth in range(1, key.count(".") + 1)}
+    if name not in known and name not in parents:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        leaf = [key for key in known if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+        hints = list(dict.fromkeys([*leaf, *near]))[:3]
+        raise ValueError(
+            f"unknown key {name!r}" + (f"; near names: {', '.join(hints)}" if hints else "") + ". `align COMMAND --help` lists them all"
+        )
+    default, value = known.get(name), item.value()
+    if default is None or value is None or name in parents or default == "???" or str(default).startswith("${"):
+        return
+    number = (int, float)
+    if isinstance(default, number) and not isinstance(default, bool):
+        fits, kind = isinstance(value, number) and not isinstance(value, bool), "a number"
+    else:
+        fits, kind = isinstance(value, type(default)), KINDS.get(type(default), "")
+    if not fits:
+        raise ValueError(f"{name} is {default!r} by default, {kind}; got {value!r}")
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, unresolved value) of every leaf."""
+    content = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else config
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def options(group: str) -> list[str]:
+    """The choices of a config group: `experiment` -> mnist/cca, mnist/sft, ..."""
+    folder = CONF / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def describe(command: str) -> str:
+    """The groups and settings of a command, for --help."""
+    groups = [folder.name for folder in sorted(CONF.iterdir()) if folder.is_dir()]
+    text = (CONF / f"{command}.yaml").read_text()
+    inherited = (CONF / "train.yaml").read_text() if "\n  - train\n" in text else ""
+    lines = [f"  {group}={{{','.join(options(group))}}}" for group in groups if f" {group}:" in text + inherited]
+    try:
+        settings = [f"  {key}={value}" for key, value in flatten(_compose(command, []))]
+    except (HydraException, OmegaConfBaseException):
+        settings = []
+    return "choices:\n" + "\n".join(lines) + ("\n\nsettings and their defaults:\n" + "\n".join(settings) if settings else "")
+
+
+def _explain(error: Exception, parsed: list[Override]) -> str:
+    for item in parsed:
+        if _is_group(item) and isinstance(choice := item.value(), str) and choice not in (known := options(item.key_or_group)):
+            near = difflib.get_close_matches(choice, known, n=1, cutoff=0.4)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            return f"unknown {item.key_or_group} {choice!r}; known: {', '.join(known)}.{hint}"
+    if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
+        return f"{_first_line(error)} ({_first_line(error.__cause__)})"
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0]

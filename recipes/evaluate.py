@@ -1,0 +1,128 @@
+"""Score a generator under one sampling setting: class-balanced images of fixed seeds, through a protocol.
+
+The row is appended to output_dir/results.jsonl, the first images go to output_dir/samples/, and report.html is
+written anew. For example: align eval generator.checkpoint=runs/mnist/cca label=aligned
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from align.files import sha256_of_tensors
+from align.generators import Generator
+from align.images import save_grid
+from align.sampling import balanced_labels, generate
+from align.types import SamplingConfig
+from evaluation.protocol import Evaluator, Protocol
+from evaluation.report import write_report
+from evaluation.results import ResultRow, append_result, summarize, text_table
+from recipes.config import compose
+from recipes.parts import make_generator, make_protocol, make_sampling, num_classes
+from recipes.run import Run, say
+
+GRID_COLUMNS = 10
+GRID_IMAGES = 60
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A protocol with the number of images it is applied to; `folder` collects rows and sample grids."""
+
+    protocol: Protocol
+    num_images: int
+    batch_size: int
+    folder: Path
+
+    def score(self, generator: Generator, label: str, sampling: SamplingConfig, *, split: str, grid: bool = False) -> ResultRow:
+        """Sample, score, append the row to results.jsonl.
+
+        images_per_second counts sampling and decoding, not scoring.
+        """
+        classes = num_classes(generator)
+        labels = balanced_labels(self.num_images, classes)
+        evaluator = Evaluator(self.protocol)
+        seconds, forwards, shown = 0.0, 0.0, []
+        bar = tqdm(total=self.num_images, desc=f"{label} {describe(sampling)}", unit="img", leave=False)
+        batches = generate(generator, labels, sampling, batch_size=self.batch_size)
+        clock = time.monotonic()
+        for rollout in batches:
+            images = generator.decode(rollout.tokens_BL)
+            seconds += time.monotonic() - clock
+            evaluator.update(images.cpu(), torch.tensor(labels)[rollout.index_B])
+            forwards = rollout.forwards_per_image
+            if sum(map(len, shown)) < GRID_IMAGES:
+                shown.append(images.cpu())
+            bar.update(len(images))
+            clock = time.monotonic()
+        bar.close()
+        result = evaluator.compute()
+        samples = None
+        if grid:
+            samples = f"samples/{label}_{describe(sampling).replace(' ', '_')}_seed{sampling.seed}.png"
+            save_grid(torch.cat(shown)[:GRID_IMAGES], self.folder / samples, columns=GRID_COLUMNS)
+        row = ResultRow(
+            label=label,
+            seed=sampling.seed,
+            n=result.n,
+            protocol=result.protocol,
+            metrics=result.metrics,
+            stderr=result.stderr,
+            guidance_scale=sampling.guidance_scale,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            split=split,
+            reference_n=result.reference_n,
+            extractor_fingerprint=result.extractor_fingerprint,
+            checkpoint=sha256_of_tensors(generator.state_dict())[:16],
+            forwards_per_image=forwards,
+            images_per_second=round(self.num_images / seconds, 1),
+            samples=samples,
+        )
+        append_result(self.folder / "results.jsonl", row)
+        return row
+
+
+def describe(sampling: SamplingConfig) -> str:
+    """A short name of a sampling setting: `g2 t0.9`."""
+    parts = [f"g{sampling.guidance_scale:g}", f"t{sampling.temperature:g}"]
+    parts += [f"k{sampling.top_k}"] if sampling.top_k else []
+    parts += [f"p{sampling.top_p:g}"] if sampling.top_p < 1 else []
+    return " ".join(parts)
+
+
+def fid(row: ResultRow) -> float:
+    return next(value for key, value in row.metrics.items() if key.startswith("fid_"))
+
+
+def tune_base(
+    judge: Judge, generator: Generator, *, seed: int, guidance_scales: list[float], temperatures: list[float]
+) -> tuple[SamplingConfig, SamplingConfig]:
+    """The base's best temperature without guidance, and its best guidance scale at temperature 1, by FID on one seed.
+
+    The seed is another than those that claims are made on, so that the best of a grid is not also its luckiest draw.
+    """
+    plain = SamplingConfig(seed=seed)
+    tempered = [plain, *(replace(plain, temperature=t) for t in temperatures)]
+    guided = [replace(plain, guidance_scale=s) for s in guidance_scales]
+    scores = {setting: fid(judge.score(generator, "base", setting, split="select")) for setting in [*tempered, *guided]}
+    best_temperature = min(tempered[1:], key=lambda setting: scores[setting], default=plain)
+    best_guidance = min(guided, key=lambda setting: scores[setting], default=plain)
+    return best_temperature, best_guidance
+
+
+def main(overrides: list[str]) -> None:
+    config = compose("eval", overrides)
+    run = Run(config, kind="eval", overrides=overrides, name=config.label, append=True)
+    generator = make_generator(config.generator)
+    evaluation = config.evaluation
+    judge = Judge(make_protocol(evaluation.protocol), evaluation.num_images, evaluation.batch_size, run.folder)
+    row = judge.score(generator, config.label, make_sampling(config.sampling), split="report", grid=True)
+    run.update(status="finished", hashes={"generator": row.checkpoint})
+    print(text_table(summarize([row])))
+    say(f"report: {write_report(run.folder)}")

@@ -1,0 +1,105 @@
+"""A run's folder: created once, described in run.json, never overwritten by accident."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from align.files import write_text
+
+PACKAGES = ("ar-align", "torch", "transformers", "accelerate", "numpy")
+
+
+class Run:
+    """Open a run folder and keep its run.json up to date.
+
+    Args:
+        kind: train, study, sweep, eval, ... (the command).
+        overrides: the command line's key=value, to say how to reproduce it.
+        append: rows are added to a folder that has some already (eval, sample).
+    """
+
+    def __init__(self, config: DictConfig, *, kind: str, overrides: list[str], name: str | None = None, append: bool = False) -> None:
+        self.folder = Path(config.output_dir)
+        self._started = time.monotonic()
+        resume = config.get("resume") == "auto"
+        earlier = self.read()
+        if earlier and not append and not resume:
+            if not config.get("overwrite", False):
+                choices = "resume=auto to go on with it, " if "resume" in config else ""
+                raise ValueError(
+                    f"{self.folder} holds a run already ({earlier.get('status')}); add {choices}overwrite=true to replace it, or another output_dir="
+                )
+            shutil.rmtree(self.folder)
+            earlier = {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._spent = earlier.get("wall_seconds", 0.0) if resume else 0.0
+        self.record: dict[str, Any] = {
+            "name": name or config.get("name", kind),
+            "kind": kind,
+            "command": " ".join(["align", kind, *overrides]),
+            "config": OmegaConf.to_container(config),
+            "versions": {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}},
+            "git": _git(),
+            "device": describe_device(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "status": "running",
+            "hashes": {},
+        }
+        self.update()
+
+    def read(self) -> dict[str, Any]:
+        path = self.folder / "run.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def update(self, **facts: Any) -> None:
+        """Merge facts into run.json and write it whole."""
+        self.record |= facts
+        self.record["wall_seconds"] = round(self._spent + time.monotonic() - self._started, 1)
+        write_text(self.folder / "run.json", json.dumps(self.record, indent=2) + "\n")
+
+
+def describe_device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu ({torch.get_num_threads()} threads, {platform.machine()})"
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _git() -> dict[str, Any] | None:
+    """Revision of the source tree this runs from; None for an installed wheel."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def say(message: str) -> None:
+    """A line for the person at the terminal."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,89 @@
+"""Train an objective and its control over several seeds and judge them beside the base, on paired sampling seeds.
+
+Every training run has its folder inside of the study's; results.jsonl, samples/ and report.html are the study's.
+A study that was stopped goes on with resume=auto: finished runs are kept, the one cut short is resumed.
+For example: align study experiment=mnist/cca output_dir=runs/demo
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from align.files import sha256_of_tensors
+from align.generators import Generator
+from align.types import SamplingConfig
+from evaluation.report import write_report
+from evaluation.results import read_results, summarize, text_table
+from recipes.config import CONF, compose, options
+from recipes.evaluate import Judge, tune_base
+from recipes.parts import EXPORT_FILE, make_generator, make_protocol
+from recipes.run import Run, say
+from recipes.train import align_generator
+
+
+def main(overrides: list[str]) -> None:
+    config = compose("study", overrides)
+    resume = config.resume == "auto"
+    protocol = make_protocol(config.evaluation.protocol)
+    evaluation = config.evaluation
+    objective = config.objective._target_.rsplit(".", 1)[-1]
+    arms = {objective: config.objective} | _control(config.control)
+    run = Run(config, kind="study", overrides=overrides)
+    run.update(runs=[f"{arm}-seed{seed}" for seed in config.seeds for arm in arms])
+    (run.folder / "results.jsonl").unlink(missing_ok=True)
+    judge = Judge(protocol, evaluation.num_images, evaluation.batch_size, run.folder)
+    base = make_generator(config.generator)
+    hashes = {"base": sha256_of_tensors(base.state_dict())}
+
+    tempered, guided = tune_base(
+        judge,
+        base,
+        seed=evaluation.select_seed,
+        guidance_scales=list(evaluation.guidance_scales),
+        temperatures=list(evaluation.temperatures),
+    )
+    for order, seed in enumerate(config.seeds):
+        sampling_seed = evaluation.seed + order
+        for sampling in dict.fromkeys((SamplingConfig(), tempered, guided)):
+            judge.score(base, "base", replace(sampling, seed=sampling_seed), split="report", grid=order == 0)
+        for arm, objective_config in arms.items():
+            name = f"{arm}-seed{seed}"
+            trained = _train(config, objective_config, seed, run.folder / name, run.record["command"], resume=resume)
+            hashes[name] = sha256_of_tensors(trained.state_dict())
+            label = "aligned" if arm == objective else arm
+            judge.score(trained, label, SamplingConfig(seed=sampling_seed), split="report", grid=order == 0)
+            if label == "aligned" and order == 0:
+                for scale in evaluation.aligned_guidance_scales:
+                    judge.score(trained, label, SamplingConfig(guidance_scale=scale, seed=evaluation.select_seed), split="select")
+    run.update(status="finished", hashes=hashes, generator_facts={"tokens_per_image": base.layout.length})
+    rows = read_results(run.folder / "results.jsonl")
+    print(text_table(summarize(row for row in rows if row.split == "report")))
+    say(f"report: {write_report(run.folder)}")
+
+
+def _control(name: str | None) -> dict[str, DictConfig]:
+    """The control's own objective section; all else stays the study's."""
+    if name is None:
+        return {}
+    if name not in (known := options("objective")):
+        raise ValueError(f"unknown control {name!r}; known objectives: {', '.join(known)}, or null for none")
+    return {name: OmegaConf.load(CONF / "objective" / f"{name}.yaml")}  # type: ignore[dict-item]
+
+
+def _train(
+    config: DictConfig, objective: DictConfig, seed: int, folder: Path, command: str, *, resume: bool
+) -> Generator:
+    settings = config.copy()
+    settings.objective, settings.seed, settings.output_dir = objective, seed, str(folder)
+    if resume and (folder / EXPORT_FILE).exists():
+        generator_config = config.generator.copy()
+        generator_config.checkpoint = str(folder / EXPORT_FILE)
+        return make_generator(generator_config)
+    sub_run = Run(settings, kind="train", overrides=[], name=folder.name)
+    sub_run.update(command=command)
+    generator = align_generator(settings, folder, resume=resume, description=folder.name)
+    sub_run.update(status="finished", hashes={"aligned": sha256_of_tensors(generator.state_dict())})
+    return generator
