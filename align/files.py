@@ -131,7 +131,9 @@ def _load_torch(path: Path) -> Any:
                 "read; re-save its state_dict with torch.save, or as safetensors, on a machine that trusts it"
             ) from error
         raise ValueError(f"{path} is not a checkpoint, or was cut short; download or copy it again") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, PermissionError):
+            raise
         raise ValueError(f"{path} is not a checkpoint, or was cut short ({error}); download it again") from error
 
 

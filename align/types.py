@@ -48,12 +48,8 @@ class Condition:
 
     def equals(self, other: Condition) -> Tensor:
         """bool [B]: rows that are the same condition in both."""
-        same = [(tensor == other.tensors[name]).flatten(1) for name, tensor in _at_least_2d(self.tensors)]
+        same = [(tensor == other.tensors[name]).reshape(len(self), -1) for name, tensor in self.tensors.items()]
         return torch.cat(same, dim=1).all(dim=1)
-
-
-def _at_least_2d(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    return [(name, tensor.unsqueeze(1) if tensor.dim() == 1 else tensor) for name, tensor in tensors.items()]
 
 
 @dataclass(frozen=True)

@@ -137,10 +137,25 @@ def plot(
     _add(svg, "line", "axis", x1=left, x2=right, y1=bottom, y2=bottom)
     if x_label:
         _text(svg, right, height - 5, x_label, "axis-label end")
-
     for line in lines:
         _draw_line(svg, line, x, y)
-    # Labels of the leftmost marks stand on the free side, one per line; those of the others below or above.
+    _draw_marks(svg, marks, x, y, labels_below)
+    return Markup(ElementTree.tostring(svg, encoding="unicode"))
+
+
+def _draw_line(svg: ElementTree.Element, line: Line, x: Axis, y: Axis) -> None:
+    path = " ".join(f"{'L' if index else 'M'}{x(px):g} {y(py):g}" for index, (px, py) in enumerate(line.points))
+    element = _add(svg, "path", f"line {line.css}", d=path)
+    if line.title:
+        ElementTree.SubElement(element, "title").text = line.title
+    if line.dots:
+        for px, py in line.points:
+            dot = _add(svg, "circle", f"dot {line.css}", cx=x(px), cy=y(py), r=2.5)
+            ElementTree.SubElement(dot, "title").text = f"{line.title}, {px:g}: {number(py)}"
+
+
+def _draw_marks(svg: ElementTree.Element, marks: Sequence[Mark], x: Axis, y: Axis, labels_below: bool) -> None:
+    """Labels of the leftmost marks stand on the free side, one per line; those of the others below or above."""
     column = min((mark.x for mark in marks), default=0.0)
     taken: list[tuple[float, float]] = []
     beside = []
@@ -159,18 +174,6 @@ def plot(
     for py, _, mark in sorted(beside, key=lambda item: item[0]):
         previous = max(py + 4, previous + LABEL_GAP)
         _text(svg, edge, previous, mark.label, f"mark-label end {mark.css}")
-    return Markup(ElementTree.tostring(svg, encoding="unicode"))
-
-
-def _draw_line(svg: ElementTree.Element, line: Line, x: Axis, y: Axis) -> None:
-    path = " ".join(f"{'L' if index else 'M'}{x(px):g} {y(py):g}" for index, (px, py) in enumerate(line.points))
-    element = _add(svg, "path", f"line {line.css}", d=path)
-    if line.title:
-        ElementTree.SubElement(element, "title").text = line.title
-    if line.dots:
-        for px, py in line.points:
-            dot = _add(svg, "circle", f"dot {line.css}", cx=x(px), cy=y(py), r=2.5)
-            ElementTree.SubElement(dot, "title").text = f"{line.title}, {px:g}: {number(py)}"
 
 
 def _draw_mark(svg: ElementTree.Element, mark: Mark, px: float, y: Axis) -> None:
@@ -209,27 +212,27 @@ def guidance_chart(arms: Sequence[Arm], roles: Roles, metric: Metric, names: dic
     """Quality against guidance scale, with its price: lines from selection rows, marks from report rows.
 
     Args:
+        arms: of both splits, at least one, each with a finite median.
         names: what to call the arms' labels, such as {"aligned": "CCA"}.
     """
-    shown = [arm for arm in arms if math.isfinite(median(arm, metric))]
-    ordinary = [arm for arm in shown if arm.temperature == 1 and not arm.filters]
+    ordinary = [arm for arm in arms if arm.temperature == 1 and not arm.filters]
     lines = []
     for label in dict.fromkeys(arm.label for arm in ordinary):
         selected = [arm for arm in ordinary if arm.label == label and arm.split == "select"]
         points = sorted((arm.guidance_scale, median(arm, metric)) for arm in selected)
         if points:
             lines.append(Line(css_class(label), points, f"{names.get(label, label)}, selection seeds", dots=True))
-    reported = [arm for arm in shown if arm.split == "report"]
-    tempered = [arm for arm in shown if arm.split == "select" and arm not in ordinary]
+    reported = [arm for arm in arms if arm.split == "report"]
+    tempered = [arm for arm in arms if arm.split == "select" and arm not in ordinary]
     marks = [_mark(arm, metric, roles, names) for arm in [*tempered, *reported]]
-    scales = sorted({arm.guidance_scale for arm in shown})
+    scales = sorted({arm.guidance_scale for arm in arms})
     span = max(scales[-1] - scales[0], 0.5)
     x_range = (scales[0] - 0.42 * span, scales[-1] + 0.12 * span)
     every = math.ceil(len(scales) / 8)
     return plot(
         lines,
         marks,
-        _price_bands(shown, scales, x_range),
+        _price_bands(arms, scales, x_range),
         description=f"{metric.title} against guidance scale: " + "; ".join(mark.title for mark in marks),
         x_label="guidance scale",
         size=(400, 320),

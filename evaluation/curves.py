@@ -63,8 +63,8 @@ def read_run(folder: Path) -> dict[str, Any]:
 def method_name(run: Mapping[str, Any], folder: str) -> str:
     """The objective, from the configuration, or else from the name of the run (`mnist/cca`) or folder (`cca-seed1`)."""
     objective = (run.get("config") or {}).get("objective")
-    name = objective.get("name") if isinstance(objective, Mapping) else objective
-    name = str(name or Path(run.get("name") or folder).name.partition("-seed")[0])
+    target = objective.get("_target_") if isinstance(objective, Mapping) else objective
+    name = str(target).rpartition(".")[2] if target else Path(run.get("name") or folder).name.partition("-seed")[0]
     return METHOD_NAMES.get(name, name)
 
 

@@ -35,7 +35,8 @@ class Roles:
     aligned: Arm | None = None
 
     def present(self) -> list[Arm]:
-        arms = (self.base, self.temperature, self.cfg, self.sft, self.aligned)
+        """Those that a run has: the three of the claim first, then its controls."""
+        arms = (self.base, self.cfg, self.aligned, self.temperature, self.sft)
         return [arm for arm in arms if arm is not None]
 
 
@@ -104,10 +105,10 @@ def change(value: float, metric: Metric) -> str:
     return ("+" if value > 0 else "") + number(value, metric.digits)
 
 
-def with_range(spread: Spread) -> str:
-    """`9.52 (9.51 to 10.3)`, or the bare value of a single seed."""
-    text = number(spread.median)
-    return text if len(spread.values) == 1 else f"{text} ({number(spread.min)} to {number(spread.max)})"
+def ratio(comparison: Paired) -> str | None:
+    """The median ratio; None where a value is not positive, as of log-probabilities, whose ratios mean nothing."""
+    positive = comparison.base.min > 0 and comparison.arm.min > 0
+    return number(comparison.ratios.median, 2) if positive else None
 
 
 def headline(arms: Sequence[Arm], method: str) -> Headline:
@@ -146,51 +147,54 @@ def _selection_only(arms: Sequence[Arm], metric: Metric) -> Headline:
 
 
 def _without_aligned(arm: Arm, metric: Metric) -> Headline:
-    spread = arm.metric(metric.name)
-    assert spread is not None
-    value = f"{metric.title} {_measured(arm, spread, metric)} ({_seeds(spread)}, n = {arm.rows[0].n})"
     return Headline(
-        f"{arm.label}, {arm.settings}: {value}.",
+        f"{arm.label}, {arm.settings}: {metric.title} {_stated(arm, metric)}, n = {arm.rows[0].n}.",
         ("This run evaluated no aligned, guidance-free generator, so it says nothing about a gain.",),
     )
 
 
 def _without_base(aligned: Arm, metric: Metric, method: str) -> Headline:
-    spread = aligned.metric(metric.name)
-    assert spread is not None
     return Headline(
-        f"{method} has a guidance-free {metric.title} of {_measured(aligned, spread, metric)} ({_seeds(spread)}); "
+        f"{method} has a guidance-free {metric.title} of {_stated(aligned, metric)}; "
         "the base was not evaluated in this run, so no gain can be claimed.",
     )
 
 
-def _measured(arm: Arm, spread: Spread, metric: Metric) -> str:
-    """A median with its range, or for a single seed the value with its standard error."""
-    if len(spread.values) > 1:
-        return with_range(spread)
-    key = find_key(arm.rows[0].stderr, metric.name)
-    return number(spread.median) + (f" ± {arm.rows[0].stderr[key]:.2g}" if key else "")
+def _stated(arm: Arm, metric: Metric) -> str:
+    """An arm's value by itself, with what is known of its uncertainty."""
+    spread = arm.metric(metric.name)
+    assert spread is not None
+    if len(spread.values) == 1:
+        return f"{_with_error(arm, spread, metric)} (one seed)"
+    return (
+        f"{number(spread.median)} (median of {len(spread.values)} seeds, {number(spread.min)} to {number(spread.max)})"
+    )
 
 
-def _seeds(spread: Spread) -> str:
-    return "one seed" if len(spread.values) == 1 else f"median of {len(spread.values)} seeds"
+def _with_error(arm: Arm, spread: Spread, metric: Metric) -> str:
+    """The value of a single seed with its standard error."""
+    stderr = next(row.stderr for row in arm.rows if row.seed in spread.values)
+    error = stderr.get(find_key(stderr, metric.name) or "", math.nan)
+    known = math.isfinite(error) and math.isfinite(spread.median)
+    return number(spread.median) + (f" ± {error:.2g}" if known else "")
 
 
 def _change(roles: Roles, comparison: Paired, verdict: Verdict, metric: Metric, method: str) -> str:
     assert roles.aligned is not None and roles.base is not None
     what = f"guidance-free {metric.title}"
-    ratio = f"ratio {number(comparison.ratios.median, 2)}"
     if verdict is Verdict.ONE_SEED:
-        before = _measured(roles.base, comparison.base, metric)
-        after = _measured(roles.aligned, comparison.arm, metric)
-        taken = f"{method} takes {what} from {before} to {after} ({ratio})"
-        return f"On one seed, {taken}; how much seeds differ is unknown"
-    seeds = f"medians of {len(comparison.differences.values)} paired seeds"
-    moves = f"change {change(comparison.differences.min, metric)} to {change(comparison.differences.max, metric)}"
-    values = f"from {number(comparison.base.median)} to {number(comparison.arm.median)} ({seeds}; {moves}; {ratio})"
+        before = _with_error(roles.base, comparison.base, metric)
+        after = _with_error(roles.aligned, comparison.arm, metric)
+        times = f" (ratio {ratio(comparison)})" if ratio(comparison) else ""
+        return f"On one seed, {method} takes {what} from {before} to {after}{times}; how much seeds differ is unknown"
+    moves = comparison.differences
+    details = [f"medians of {len(moves.values)} paired seeds"]
+    details.append(f"change {change(moves.min, metric)} to {change(moves.max, metric)}")
+    details += [f"ratio {ratio(comparison)}"] if ratio(comparison) else []
+    values = f"from {number(comparison.base.median)} to {number(comparison.arm.median)} ({'; '.join(details)})"
     if verdict is Verdict.UNCLEAR:
         return f"{method} shows no clear gain: {what} goes {values}"
-    verb = "lowers" if comparison.differences.median < 0 else "raises"
+    verb = "lowers" if moves.median < 0 else "raises"
     return f"{method} {verb} {what} {values}" + (", which is worse" if verdict is Verdict.WORSE else "")
 
 
@@ -228,7 +232,7 @@ def _notes(roles: Roles, verdict: Verdict, metric: Metric, method: str) -> list[
     if roles.sft is not None:
         comparison = paired(roles.aligned, roles.sft, metric.name)
         compared = judge(comparison, metric)
-        text = f"Control: the same data without the objective (SFT) gives {metric.title} {with_range(comparison.base)}"
+        text = f"Control: the same data without the objective (SFT) gives {metric.title} {_stated(roles.sft, metric)}"
         if verdict is Verdict.BETTER and compared is Verdict.BETTER:
             text += ", so the gain is not just further training"
         elif verdict is Verdict.BETTER and compared is not Verdict.ONE_SEED:

@@ -42,7 +42,7 @@ def frechet_distance(mean1: Floats, cov1: Floats, mean2: Floats, cov2: Floats) -
     return max(float(distance), 0.0)  # rounding can end a hair below zero
 
 
-def _factor(cov_DD: NDArray[np.float64]) -> NDArray[np.float64]:
+def _factor(cov_DD: Floats) -> Floats:
     """Some F with F F^T = cov. Cholesky is several times cheaper; the eigenvectors serve a singular matrix."""
     try:
         return np.linalg.cholesky(cov_DD)
@@ -85,8 +85,7 @@ def class_probabilities(logits_NK: Floats) -> NDArray[np.float64]:
 def class_accuracy(logits_NK: Floats, labels_N: NDArray[np.integer]) -> float:
     """Share of images whose top class is the requested one, in [0, 1].
 
-    The classification accuracy of conditional samples: Ravuri and Vinyals 2019, arXiv:1905.10887, with the roles
-    simplified: one classifier of real images judges the samples.
+    Source: "GAN-test" of Shmelkov et al. 2018, arXiv:1807.09499: a classifier of real images judges generated ones.
 
     Raises:
         ValueError: shapes that do not fit, no image, NaN or infinity.
@@ -152,7 +151,7 @@ def manifold_hits(
     return precise_N, covered_M
 
 
-def _squared_reach(points_ND: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+def _squared_reach(points_ND: Floats, k: int) -> Floats:
     """Squared distance of each point to its k-th nearest other point."""
     reach_N = np.empty(len(points_ND))
     for start in range(0, len(points_ND), CHUNK_ROWS):
@@ -163,7 +162,7 @@ def _squared_reach(points_ND: NDArray[np.float64], k: int) -> NDArray[np.float64
     return reach_N
 
 
-def _squared_distances(a_BD: NDArray[np.float64], b_ND: NDArray[np.float64]) -> NDArray[np.float64]:
+def _squared_distances(a_BD: Floats, b_ND: Floats) -> Floats:
     """[B, N] by |a|^2 + |b|^2 - 2ab: one matrix product, many times faster than differences in high dimensions."""
     scale_BN = np.square(a_BD).sum(axis=1)[:, None] + np.square(b_ND).sum(axis=1)
     squared_BN = scale_BN - 2 * (a_BD @ b_ND.T)

@@ -37,7 +37,7 @@ class Extractor(typing.Protocol):
         """Identifies the weights: extractors with different ones give different numbers."""
         ...
 
-    def __call__(self, images_BHW3: Tensor) -> ClassifierOutput:
+    def __call__(self, images_BHW3: Tensor, /) -> ClassifierOutput:
         """uint8 [B, H, W, 3] -> features [B, D] and logits [B, K]."""
         ...
 
@@ -65,7 +65,7 @@ class Reference:
         return len(self.features)
 
     def save(self, path: str | Path) -> None:
-        """Write an npz file, atomically: `mu`, `sigma` (the names FID tools share), `features`, `n`, `name`, `fingerprint`."""
+        """Write an npz file, atomically; its `mu` and `sigma` go by the names that other FID tools read."""
         buffer = io.BytesIO()
         np.savez_compressed(
             buffer,
@@ -224,7 +224,7 @@ class Evaluator:
             "fid": uncertainty.frechet_stderr(features_ND, reference.mu, reference.sigma),
             "is": uncertainty.inception_score_stderr(logits_NK),
             "precision": uncertainty.mean_stderr(precise_N),
-            "recall": uncertainty.mean_stderr(covered_M),
+            "recall": uncertainty.recall_stderr(covered_M, moments.n),
             "accuracy": uncertainty.mean_stderr(correct_N),
         }
         suffix = f"{self.protocol.name}_{count_suffix(moments.n)}"
@@ -262,7 +262,8 @@ def self_check(protocol: Protocol) -> dict[str, float]:
     if not (frechet < SELF_CHECK_TOLERANCE and precision == recall == 1.0):
         raise ValueError(
             f"reference {reference.name!r} fails its self-check: frechet {frechet:.3g} (must be below "
-            f"{SELF_CHECK_TOLERANCE}), precision {precision}, recall {recall} (must be 1); make it again with make_reference"
+            f"{SELF_CHECK_TOLERANCE}), precision {precision}, recall {recall} (must be 1); "
+            "make it again with make_reference"
         )
     return {"frechet": frechet, "precision": precision, "recall": recall}
 

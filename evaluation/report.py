@@ -17,7 +17,18 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from evaluation.charts import arm_class, css_class, guidance_chart
 from evaluation.curves import curve_charts, method_name, read_logs, read_run
 from evaluation.files import write_atomically
-from evaluation.headline import Headline, Roles, assign_roles, change, headline, headline_metric, judge, number
+from evaluation.headline import (
+    Headline,
+    Roles,
+    assign_roles,
+    change,
+    headline,
+    headline_metric,
+    judge,
+    median,
+    number,
+    ratio,
+)
 from evaluation.results import METRICS, Arm, Metric, ResultRow, paired, read_results, refuse_mixed, summarize
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -64,21 +75,26 @@ def _context(run_dir: Path) -> dict[str, Any]:
     metric = headline_metric(arms)
     shown = [arm for arm in arms if arm.split == "report"] or arms
     roles = assign_roles(shown, metric) if metric else Roles()
+    # the chart shows both splits, which may differ in n (it says so) but not in what they measure
+    drawn = [arm for arm in arms if _judge_of(arm) == _judge_of(shown[0])]
+    drawn = [arm for arm in drawn if metric and math.isfinite(median(arm, metric))]
     columns = _metric_columns(rows)
     logs = read_logs(run_dir, run)
     curves = list(curve_charts(logs))
     return {
-        "run": run,
         "name": run.get("name") or run_dir.name,
         "facts": _facts(run),
+        "unfinished": run.get("status", "finished") != "finished",
+        "command": run.get("command"),
+        "dirty": (run.get("git") or {}).get("dirty", False),
         "headline": said,
         "metric": metric,
         "columns": columns,
         "arms": [_arm_entry(arm, roles, metric, columns, names) for arm in shown],
         "compared": roles.base is not None and len(shown) > 1,
-        # two points say less in a chart than in the table beside it
-        "chart": guidance_chart(arms, roles, metric, names) if metric and len(arms) > 2 else None,
-        "chart_legend": _chart_legend(arms, names),
+        # one or two points say less in a chart than in the table
+        "chart": guidance_chart(drawn, roles, metric, names) if metric and len(drawn) > 2 else None,
+        "chart_legend": _chart_legend(drawn, names),
         "table_remarks": _table_remarks(shown, rows),
         "chart_remarks": list(_chart_remarks(rows)),
         "grids": _sample_grids(run_dir, shown, roles, names),
@@ -109,6 +125,10 @@ def _conclude(rows: Sequence[ResultRow], method: str) -> tuple[list[Arm], Headli
         return arms, headline(arms, method)
     except ValueError as error:
         return arms, Headline(f"No conclusion: {error}.")
+
+
+def _judge_of(arm: Arm) -> tuple[str, int | None, str | None]:
+    return arm.rows[0].protocol, arm.rows[0].reference_n, arm.rows[0].extractor_fingerprint
 
 
 def _facts(run: Mapping[str, Any]) -> list[str]:
@@ -170,7 +190,7 @@ def _change(arm: Arm, base: Arm | None, metric: Metric | None) -> dict[str, str]
     moves = comparison.differences
     span = f"{change(moves.min, metric)} to {change(moves.max, metric)}" if len(moves.values) > 1 else ""
     return {
-        "median": f"{change(moves.median, metric)} (×{number(comparison.ratios.median, 2)})",
+        "median": change(moves.median, metric) + (f" (×{ratio(comparison)})" if ratio(comparison) else ""),
         "range": span,
         "verdict": judge(comparison, metric).value,
     }

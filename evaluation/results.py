@@ -68,6 +68,8 @@ class ResultRow:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise ValueError(f"unknown split {self.split!r}; allowed: {', '.join(SPLITS)}")
+        for metric in METRICS:
+            find_key(self.metrics, metric.name)  # a row is of one protocol: one key per metric
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> ResultRow:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from align.files import sha256_of_tensors
 from align.generators import Generator
 from align.images import save_grid
+from align.progress import progress_bar
 from align.sampling import balanced_labels, generate
 from align.types import SamplingConfig
 from evaluation.protocol import Evaluator, Protocol
@@ -47,7 +47,7 @@ class Judge:
         labels = balanced_labels(self.num_images, classes)
         evaluator = Evaluator(self.protocol)
         seconds, forwards, shown = 0.0, 0.0, []
-        bar = tqdm(total=self.num_images, desc=f"{label} {describe(sampling)}", unit="img", leave=False)
+        bar = progress_bar(total=self.num_images, description=f"{label} {describe(sampling)}", unit="img", leave=False)
         batches = generate(generator, labels, sampling, batch_size=self.batch_size)
         clock = time.monotonic()
         for rollout in batches:

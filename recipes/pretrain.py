@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from tqdm import tqdm
 
 from align.checkpoints import load_generator, load_tokenizer, save_tokenizer
 from align.data import Codes, TrainingStream
@@ -23,6 +22,7 @@ from align.data.mnist import NUM_CLASSES, load_mnist
 from align.files import sha256_of_tensors, write_text
 from align.generators import LlamaGen, LlamaGenConfig
 from align.objectives import sft, token_logprobs
+from align.progress import progress_bar
 from align.tokenizers import VQConfig, VQTokenizer
 from align.training.tokenizer import train_tokenizer
 from evaluation.classifier import save_classifier
@@ -64,7 +64,7 @@ def main(overrides: list[str]) -> None:
     with Stage("classifiers", facts):
         for file, (architecture, seed) in CLASSIFIERS.items():
             settings = config.classifiers
-            bar = tqdm(total=settings.steps, desc=architecture, unit="step")
+            bar = progress_bar(total=settings.steps, description=architecture, unit="step")
             classifier = train_classifier(
                 train.images_NHWC,
                 train.labels_N,
@@ -121,11 +121,11 @@ def _tokenizer(config: DictConfig, images: Tensor, seed: int, folder: Path) -> V
     settings: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     training = {key: settings.pop(key) for key in ("steps", "batch_size", "learning_rate")}
     sizes = VQConfig(**{**settings, "channel_multipliers": tuple(settings["channel_multipliers"])})
-    bar = tqdm(total=training["steps"], desc="tokenizer", unit="step")
+    bar = progress_bar(total=training["steps"], description="tokenizer", unit="step")
 
     def show(step: int, metrics: dict[str, float]) -> None:
         bar.update()
-        bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()})
+        bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()}, refresh=False)
 
     tokenizer = train_tokenizer(images, sizes, seed=seed, on_step=show, **training)
     bar.close()
@@ -136,14 +136,14 @@ def _tokenizer(config: DictConfig, images: Tensor, seed: int, folder: Path) -> V
 
 def _encode(tokenizer: VQTokenizer, images_NHWC: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.cat([tokenizer.encode((part.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5) for part in images_NHWC.split(250)])
+        return torch.cat([tokenizer.encode((part.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5) for part in images_NHWC.split(32)])
 
 
 def _tokenizer_facts(tokenizer: VQTokenizer, images_NHWC: Tensor) -> dict[str, float]:
     tokens = _encode(tokenizer, images_NHWC)
     side = images_NHWC.shape[1] // tokenizer.config.downsampling
     with torch.no_grad():
-        output = torch.cat([tokenizer.decode(part, (side, side)) for part in tokens.split(250)])
+        output = torch.cat([tokenizer.decode(part, (side, side)) for part in tokens.split(32)])
     images = images_NHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
     shares = torch.bincount(tokens.flatten(), minlength=tokenizer.config.codebook_size).double() / tokens.numel()
     return {
@@ -185,6 +185,7 @@ def _generator(config: DictConfig, codes: Codes, tokenizer: VQTokenizer, seed: i
         "seed": seed,
         "precision": "fp32",
         "sample_every": 400,
+        "gradient_checkpointing": False,
     }
     stream = TrainingStream(codes, length=config.steps * config.batch_size, seed=seed, label_drop=config.label_drop)
     train_generator(

@@ -31,7 +31,7 @@ from recipes.parts import EXPORT_FILE, make_codes, make_generator, make_objectiv
 from recipes.run import Run, say
 
 # settings of the trainer section that are ours; all others go to transformers.TrainingArguments
-OURS = ("label_drop", "dropout", "precision", "sample_every")
+OURS = ("label_drop", "dropout", "precision", "sample_every", "gradient_checkpointing")
 REFERENCE_FILE = "reference_logprobs.safetensors"
 
 
@@ -66,6 +66,7 @@ def train_generator(
         )
     except TypeError as error:
         raise ValueError(f"trainer section: {error}; its fields are those of transformers.TrainingArguments") from error
+    generator.gradient_checkpointing = trainer_config["gradient_checkpointing"]
     needs = Needs.of(objective)
     stop = StopOnSignal()
     callbacks: list[TrainerCallback] = [ProgressBar(description), stop]

@@ -46,6 +46,7 @@ class Generator(nn.Module, ABC):
     family: str
     layout: TokenLayout
     vocab_size: int
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
 
     @abstractmethod
     def encode_condition(self, raw: Sequence[Any]) -> Condition:
@@ -93,15 +94,6 @@ class Generator(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
-
-    # transformers.Trainer asks a model for these by name
-    gradient_checkpointing = False
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        self.gradient_checkpointing = True
-
-    def gradient_checkpointing_disable(self) -> None:
-        self.gradient_checkpointing = False
 
 
 @contextlib.contextmanager

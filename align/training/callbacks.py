@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from align.images import save_grid
+from align.progress import progress_bar
 from align.sampling import balanced_labels, sample
 from align.types import SamplingConfig
 
@@ -27,7 +28,9 @@ class ProgressBar(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.description, unit="step")
+            self.bar = progress_bar(
+                total=state.max_steps, initial=state.global_step, description=self.description, unit="step"
+            )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.bar is not None:
@@ -35,7 +38,8 @@ class ProgressBar(TrainerCallback):
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any) -> None:
         if self.bar is not None:
-            self.bar.set_postfix({name: f"{logs[name]:.3g}" for name in SHOWN if name in logs})
+            shown = {name: f"{logs[name]:.3g}" for name in SHOWN if name in logs}
+            self.bar.set_postfix(shown, refresh=False)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.bar is not None:

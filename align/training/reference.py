@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -12,11 +12,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from align.data.stream import TrainingStream
 from align.files import sha256_of_tensors, write_atomically
 from align.generators.base import Generator
+from align.progress import progress_bar
 from align.training.contrast import conditions, score_images
 from align.types import Condition
 
@@ -64,12 +64,14 @@ class CachedReference:
     def compute(generator: Generator, stream: TrainingStream, *, batch_size: int) -> CachedReference:
         """One pass of the reference over the stream."""
         reference = FrozenReference(generator)
-        batches: Iterable[dict[str, Tensor]] = DataLoader(stream, batch_size=batch_size)
+        bar = progress_bar(total=len(stream), description="reference log-probs", unit="img")
         columns = []
-        for batch in tqdm(batches, desc="reference log-probs", unit="batch"):
+        for batch in DataLoader(stream, batch_size=batch_size):
             batch = {name: tensor.to(generator.device) for name, tensor in batch.items()}
             own, negative, _ = conditions(generator, batch)
             columns.append(reference.score(batch, [own, negative]).T.cpu())
+            bar.update(len(batch["tokens"]))
+        bar.close()
         return CachedReference(torch.cat(columns), reference.fingerprint)
 
     def save(self, path: Path, stream: TrainingStream) -> None:

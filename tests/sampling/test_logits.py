@@ -1,0 +1,63 @@
+"""Filters and draws: the original authors' masks, and hand-made cases."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import golden
+from align.sampling import draw, guide, sampling_logprobs, top_k_filter, top_p_filter
+from align.types import SamplingConfig
+
+
+def test_filters_equal_the_originals() -> None:
+    numbers = golden.load("llamagen_filters")
+    for case in numbers["cases"]:
+        filtered = top_p_filter(top_k_filter(numbers["logits"], case["top_k"]), case["top_p"])
+        assert torch.equal(filtered.isinf(), case["filtered"].isinf()), case["top_k"]
+        torch.testing.assert_close(filtered.softmax(-1), case["probs"])
+
+
+def test_guide_by_hand() -> None:
+    cond, null = torch.tensor([1.0, 3.0]), torch.tensor([2.0, 1.0])
+    assert guide(cond, null, 1.0).tolist() == [1.0, 3.0]
+    assert guide(cond, null, 0.0).tolist() == [2.0, 1.0]
+    assert guide(cond, null, 3.0).tolist() == [-1.0, 7.0]
+
+
+def test_top_k_keeps_ties_and_top_p_keeps_the_crossing_token() -> None:
+    assert top_k_filter(torch.tensor([1.0, 2.0, 2.0, 0.0]), 1).isinf().tolist() == [True, False, False, True]
+    logits = torch.tensor([0.5, 0.3, 0.2]).log()
+    assert top_p_filter(logits, 0.6).isinf().tolist() == [False, False, True]
+    assert top_p_filter(logits, 0.01).isinf().tolist() == [False, True, True]
+
+
+def test_temperature_divides_and_zero_is_a_point_mass() -> None:
+    logits = torch.tensor([0.0, math.log(3)])
+    halved = sampling_logprobs(logits, SamplingConfig(temperature=0.5)).exp()
+    torch.testing.assert_close(halved, torch.tensor([0.1, 0.9]))
+    assert sampling_logprobs(logits, SamplingConfig(temperature=0)).tolist() == [-math.inf, 0.0]
+
+
+def test_draw_inverts_the_cumulative_distribution() -> None:
+    logprobs = torch.tensor([0.25, 0.0, 0.5, 0.25, 0.0]).log().expand(6, -1)
+    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.7501, 1 - 2**-53], dtype=torch.float64)
+    assert draw(logprobs, uniforms).tolist() == [0, 0, 2, 2, 3, 3]
+
+
+def test_draw_follows_the_probabilities() -> None:
+    probabilities = torch.tensor([0.1, 0.2, 0.7])
+    uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    counts = torch.bincount(draw(probabilities.log().expand(20_000, -1), uniforms), minlength=3) / 20_000
+    # three standard errors of the rarest share
+    torch.testing.assert_close(counts, probabilities, atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"guidance_scale": -1}, {"temperature": -0.1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}, {"seed": -1}]
+)
+def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SamplingConfig(**wrong)  # type: ignore[arg-type]
