@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,9 @@ def load_generator(
     """
     if name in FAMILIES:
         if checkpoint is None:
-            raise ValueError(f"the family {name!r} has no weights of its own; pass checkpoint=, or a zoo entry: {', '.join(zoo_entries())}")
+            raise ValueError(
+                f"the family {name!r} has no weights of its own; pass checkpoint=, or a zoo entry: {', '.join(zoo_entries())}"
+            )
     elif name in zoo_entries() or (Path(name) / "config.json").exists():
         folder = zoo_entry(name)
         entry = json.loads((folder / "config.json").read_text())
@@ -123,7 +125,9 @@ def _load_llamagen(file: TensorFile, tokenizer: VQTokenizer | None, config: Mapp
     return generator
 
 
-def _fill(module: nn.Module, file: TensorFile, *, optional: set[str] = frozenset(), ignored: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+def _fill(
+    module: nn.Module, file: TensorFile, *, optional: Collection[str] = (), ignored: Collection[str] = ()
+) -> None:
     """Copy tensors into a module of the same names and shapes, whatever their dtype."""
     state = module.state_dict()
     problems = key_report(state, {k: v for k, v in file.tensors.items() if k not in ignored}, optional)
@@ -132,7 +136,7 @@ def _fill(module: nn.Module, file: TensorFile, *, optional: set[str] = frozenset
     module.load_state_dict({name: file.tensors.get(name, tensor).to(tensor.dtype) for name, tensor in state.items()})
 
 
-def key_report(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], optional: set[str]) -> str:
+def key_report(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], optional: Collection[str]) -> str:
     """What is missing, unexpected or mis-shaped, in words; empty if all fits."""
     lists = {
         "missing": [name for name in expected if name not in found and name not in optional],
@@ -144,5 +148,7 @@ def key_report(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], opti
         ],
     }
     return "; ".join(
-        f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}" for kind, names in lists.items() if names
+        f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
+        for kind, names in lists.items()
+        if names
     )

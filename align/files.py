@@ -149,5 +149,9 @@ def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         if tensor.numel():
-            digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.dim() else bytes(tensor.view(1).view(torch.uint8).numpy()))
+            digest.update(
+                tensor.view(torch.uint8).numpy().tobytes()
+                if tensor.dim()
+                else bytes(tensor.view(1).view(torch.uint8).numpy())
+            )
     return digest.hexdigest()

@@ -10,4 +10,12 @@ from tqdm import tqdm
 
 def progress_bar(*, total: int, description: str, unit: str, initial: int = 0, leave: bool = True) -> tqdm[Any]:
     interval = 0.2 if sys.stderr.isatty() else 20.0
-    return tqdm(total=total, desc=description, unit=unit, initial=initial, leave=leave, mininterval=interval, maxinterval=interval)
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        initial=initial,
+        leave=leave,
+        mininterval=interval,
+        maxinterval=interval,
+    )

@@ -21,7 +21,6 @@ from evaluation.protocol import (
     make_reference,
     self_check,
 )
-from evaluation.train_classifier import train_classifier
 
 __all__ = [
     "ClassifierOutput",
@@ -41,5 +40,4 @@ __all__ = [
     "precision_recall",
     "save_classifier",
     "self_check",
-    "train_classifier",
 ]

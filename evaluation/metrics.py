@@ -166,6 +166,6 @@ def _squared_distances(a_BD: Floats, b_ND: Floats) -> Floats:
     """[B, N] by |a|^2 + |b|^2 - 2ab: one matrix product, many times faster than differences in high dimensions."""
     scale_BN = np.square(a_BD).sum(axis=1)[:, None] + np.square(b_ND).sum(axis=1)
     squared_BN = scale_BN - 2 * (a_BD @ b_ND.T)
-    # What is left of equal points is rounding; as exact zeros they compare as the duplicates they are.
+    # Copies of one image differ by rounding, here or in the float32 features of another batch; zeros compare equal.
     squared_BN[squared_BN < 1e-12 * scale_BN] = 0.0
     return squared_BN

@@ -34,7 +34,9 @@ def compose(command: str, overrides: list[str]) -> DictConfig:
             _check(item, base)
         config = _compose(command, overrides)
         if missing := OmegaConf.missing_keys(config):
-            raise ValueError(f"required and not given: {', '.join(sorted(missing))}. Add for example {min(missing)}=VALUE")
+            raise ValueError(
+                f"required and not given: {', '.join(sorted(missing))}. Add for example {min(missing)}=VALUE"
+            )
         OmegaConf.resolve(config)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, parsed)) from error
@@ -50,7 +52,9 @@ def _parse(overrides: list[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise ValueError(f"cannot read {' '.join(overrides)!r}: settings are key=value. {_first_line(error)}") from error
+        raise ValueError(
+            f"cannot read {' '.join(overrides)!r}: settings are key=value. {_first_line(error)}"
+        ) from error
 
 
 def _is_group(item: Override) -> bool:
@@ -69,7 +73,9 @@ def _check(item: Override, base: DictConfig) -> None:
         leaf = [key for key in known if key.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
         hints = list(dict.fromkeys([*leaf, *near]))[:3]
         raise ValueError(
-            f"unknown key {name!r}" + (f"; near names: {', '.join(hints)}" if hints else "") + ". `align COMMAND --help` lists them all"
+            f"unknown key {name!r}"
+            + (f"; near names: {', '.join(hints)}" if hints else "")
+            + ". `align COMMAND --help` lists them all"
         )
     default, value = known.get(name), item.value()
     if default is None or value is None or name in parents or default == "???" or str(default).startswith("${"):
@@ -85,7 +91,7 @@ def _check(item: Override, base: DictConfig) -> None:
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, unresolved value) of every leaf."""
-    content = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else config
+    content: Any = OmegaConf.to_container(config, resolve=False) if isinstance(config, DictConfig) else config
     for key, value in content.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and value:
@@ -110,12 +116,20 @@ def describe(command: str) -> str:
         settings = [f"  {key}={value}" for key, value in flatten(_compose(command, []))]
     except (HydraException, OmegaConfBaseException):
         settings = []
-    return "choices:\n" + "\n".join(lines) + ("\n\nsettings and their defaults:\n" + "\n".join(settings) if settings else "")
+    return (
+        "choices:\n"
+        + "\n".join(lines)
+        + ("\n\nsettings and their defaults:\n" + "\n".join(settings) if settings else "")
+    )
 
 
 def _explain(error: Exception, parsed: list[Override]) -> str:
     for item in parsed:
-        if _is_group(item) and isinstance(choice := item.value(), str) and choice not in (known := options(item.key_or_group)):
+        if (
+            _is_group(item)
+            and isinstance(choice := item.value(), str)
+            and choice not in (known := options(item.key_or_group))
+        ):
             near = difflib.get_close_matches(choice, known, n=1, cutoff=0.4)
             hint = f" Did you mean {near[0]}?" if near else ""
             return f"unknown {item.key_or_group} {choice!r}; known: {', '.join(known)}.{hint}"

@@ -38,7 +38,9 @@ class Judge:
     batch_size: int
     folder: Path
 
-    def score(self, generator: Generator, label: str, sampling: SamplingConfig, *, split: str, grid: bool = False) -> ResultRow:
+    def score(
+        self, generator: Generator, label: str, sampling: SamplingConfig, *, split: str, grid: bool = False
+    ) -> ResultRow:
         """Sample, score, append the row to results.jsonl.
 
         images_per_second counts sampling and decoding, not scoring.
@@ -46,7 +48,8 @@ class Judge:
         classes = num_classes(generator)
         labels = balanced_labels(self.num_images, classes)
         evaluator = Evaluator(self.protocol)
-        seconds, forwards, shown = 0.0, 0.0, []
+        seconds, forwards = 0.0, 0.0
+        shown: list[torch.Tensor] = []
         bar = progress_bar(total=self.num_images, description=f"{label} {describe(sampling)}", unit="img", leave=False)
         batches = generate(generator, labels, sampling, batch_size=self.batch_size)
         clock = time.monotonic()
@@ -55,7 +58,7 @@ class Judge:
             seconds += time.monotonic() - clock
             evaluator.update(images.cpu(), torch.tensor(labels)[rollout.index_B])
             forwards = rollout.forwards_per_image
-            if sum(map(len, shown)) < GRID_IMAGES:
+            if sum(len(images) for images in shown) < GRID_IMAGES:
                 shown.append(images.cpu())
             bar.update(len(images))
             clock = time.monotonic()

@@ -29,11 +29,15 @@ def make_generator(config: DictConfig, **extra: Any) -> Generator:
     if checkpoint is not None and Path(checkpoint).is_dir():
         checkpoint = Path(checkpoint) / EXPORT_FILE
         if not checkpoint.exists():
-            raise FileNotFoundError(f"{checkpoint.parent} holds no {EXPORT_FILE}; is the run finished? Go on with resume=auto")
+            raise FileNotFoundError(
+                f"{checkpoint.parent} holds no {EXPORT_FILE}; is the run finished? Go on with resume=auto"
+            )
     settings = {key: value for key, value in OmegaConf.to_container(config.config).items() if value is not None}  # type: ignore[union-attr]
     if "grid" in settings:
         settings["grid"] = tuple(settings["grid"])
-    return load_generator(config.name, checkpoint, config.tokenizer_checkpoint, device=pick_device(), **settings, **extra)
+    return load_generator(
+        config.name, checkpoint, config.tokenizer_checkpoint, device=pick_device(), **settings, **extra
+    )
 
 
 def make_sampling(config: DictConfig) -> SamplingConfig:
@@ -78,7 +82,7 @@ def zoo_file(reference: str, key: str) -> Path:
 
 
 def num_classes(generator: Generator) -> int:
-    return generator.sizes.num_classes  # type: ignore[attr-defined, union-attr, return-value]
+    return generator.sizes.num_classes
 
 
 def seed_everything(seed: int) -> None:

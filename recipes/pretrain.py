@@ -95,7 +95,8 @@ def main(overrides: list[str]) -> None:
         shipped = load_generator(str(run.folder))
         held_out_codes = _encode(tokenizer, held_out.images_NHWC)
         facts["nll_train"], facts["nll_held_out"] = (
-            _nll(shipped, tokens, labels) for tokens, labels in ((codes.tokens_NL[:1000], codes.labels_N[:1000]), (held_out_codes, held_out.labels_N))
+            _nll(shipped, tokens, labels)
+            for tokens, labels in ((codes.tokens_NL[:1000], codes.labels_N[:1000]), (held_out_codes, held_out.labels_N))
         )
     run.update(status="finished", facts=facts)
     write_text(run.folder / "card.md", _card(config, facts, rows, run))
@@ -136,7 +137,9 @@ def _tokenizer(config: DictConfig, images: Tensor, seed: int, folder: Path) -> V
 
 def _encode(tokenizer: VQTokenizer, images_NHWC: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.cat([tokenizer.encode((part.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5) for part in images_NHWC.split(32)])
+        return torch.cat(
+            [tokenizer.encode((part.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5) for part in images_NHWC.split(32)]
+        )
 
 
 def _tokenizer_facts(tokenizer: VQTokenizer, images_NHWC: Tensor) -> dict[str, float]:
@@ -189,7 +192,14 @@ def _generator(config: DictConfig, codes: Codes, tokenizer: VQTokenizer, seed: i
     }
     stream = TrainingStream(codes, length=config.steps * config.batch_size, seed=seed, label_drop=config.label_drop)
     train_generator(
-        generator, partial(sft), stream, trainer_config, folder=work, reference="none", resume=False, description="generator"
+        generator,
+        partial(sft),
+        stream,
+        trainer_config,
+        folder=work,
+        reference="none",
+        resume=False,
+        description="generator",
     )
     generator.save_published(folder / FILES["generator"])
     return generator
@@ -202,7 +212,12 @@ def _nll(generator: Any, tokens_NL: Tensor, labels_N: Tensor) -> float:
 
 
 def _evaluate(
-    config: DictConfig, folder: Path, tokenizer: VQTokenizer, images_NHWC: Tensor, labels_N: Tensor, facts: dict[str, Any]
+    config: DictConfig,
+    folder: Path,
+    tokenizer: VQTokenizer,
+    images_NHWC: Tensor,
+    labels_N: Tensor,
+    facts: dict[str, Any],
 ) -> list[ResultRow]:
     from evaluation.protocol import Evaluator
     from recipes.parts import make_protocol
@@ -216,7 +231,11 @@ def _evaluate(
         facts[f"fid_{name}"] = next(iter(evaluator.compute().metrics.values()))
     judge = Judge(protocol, config.num_images, config.batch_size, folder)
     tune_base(
-        judge, generator, seed=config.seed, guidance_scales=list(config.guidance_scales)[1:], temperatures=list(config.temperatures)
+        judge,
+        generator,
+        seed=config.seed,
+        guidance_scales=list(config.guidance_scales)[1:],
+        temperatures=list(config.temperatures),
     )
     return read_results(folder / "results.jsonl")
 

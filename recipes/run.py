@@ -30,7 +30,9 @@ class Run:
         append: rows are added to a folder that has some already (eval, sample).
     """
 
-    def __init__(self, config: DictConfig, *, kind: str, overrides: list[str], name: str | None = None, append: bool = False) -> None:
+    def __init__(
+        self, config: DictConfig, *, kind: str, overrides: list[str], name: str | None = None, append: bool = False
+    ) -> None:
         self.folder = Path(config.output_dir)
         self._started = time.monotonic()
         resume = config.get("resume") == "auto"
@@ -92,10 +94,15 @@ def _git() -> dict[str, Any] | None:
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+        return {
+            "revision": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        }
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -20,7 +20,9 @@ def main(overrides: list[str]) -> None:
     config = compose("sample", overrides)
     sampling = make_sampling(config.sampling)
     generator = make_generator(config.generator)
-    labels = balanced_labels(config.num_images, num_classes(generator)) if config.labels is None else list(config.labels)
+    labels = (
+        balanced_labels(config.num_images, num_classes(generator)) if config.labels is None else list(config.labels)
+    )
     if not labels:
         raise ValueError("nothing to draw: num_images and labels are empty")
     generator.encode_condition(labels)  # a wrong label is refused before a folder is made
@@ -35,4 +37,6 @@ def main(overrides: list[str]) -> None:
 
     write_atomically(run.folder / "images.npz", write)
     run.update(status="finished")
-    say(f"{len(images)} images, {rollouts[0].forwards_per_image:g} forwards each: {run.folder / 'samples.png'}, images.npz")
+    say(
+        f"{len(images)} images, {rollouts[0].forwards_per_image:g} forwards each: {run.folder / 'samples.png'}, images.npz"
+    )

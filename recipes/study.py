@@ -57,7 +57,12 @@ def main(overrides: list[str]) -> None:
             judge.score(trained, label, SamplingConfig(seed=sampling_seed), split="report", grid=order == 0)
             if label == "aligned" and order == 0:
                 for scale in evaluation.aligned_guidance_scales:
-                    judge.score(trained, label, SamplingConfig(guidance_scale=scale, seed=evaluation.select_seed), split="select")
+                    judge.score(
+                        trained,
+                        label,
+                        SamplingConfig(guidance_scale=scale, seed=evaluation.select_seed),
+                        split="select",
+                    )
     run.update(status="finished", hashes=hashes, generator_facts={"tokens_per_image": base.layout.length})
     rows = read_results(run.folder / "results.jsonl")
     print(text_table(summarize(row for row in rows if row.split == "report")))

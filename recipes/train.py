@@ -62,7 +62,12 @@ def train_generator(
     bf16 = _use_bf16(trainer_config["precision"])
     try:
         args = TrainingArguments(
-            output_dir=str(folder), bf16=bf16, use_cpu=not torch.cuda.is_available(), save_strategy="steps", disable_tqdm=True, **values
+            output_dir=str(folder),
+            bf16=bf16,
+            use_cpu=not torch.cuda.is_available(),
+            save_strategy="steps",
+            disable_tqdm=True,
+            **values,
         )
     except TypeError as error:
         raise ValueError(f"trainer section: {error}; its fields are those of transformers.TrainingArguments") from error
@@ -77,7 +82,9 @@ def train_generator(
         objective,
         stream,
         args,
-        reference=_make_reference(reference, generator, stream, folder, args.per_device_train_batch_size) if needs.reference else None,
+        reference=_make_reference(reference, generator, stream, folder, args.per_device_train_batch_size)
+        if needs.reference
+        else None,
         callbacks=callbacks,
     )
     checkpoint = latest_checkpoint(folder) if resume else None
@@ -89,7 +96,9 @@ def train_generator(
         say(f"resuming from {checkpoint}" if checkpoint else "no whole checkpoint to resume from; starting at step 0")
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
-        say(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} with a checkpoint; go on with resume=auto")
+        say(
+            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} with a checkpoint; go on with resume=auto"
+        )
         raise KeyboardInterrupt
     generator.eval()
 
@@ -101,7 +110,9 @@ def _use_bf16(precision: str) -> bool:
     return available if precision == "auto" else precision == "bf16"
 
 
-def _make_reference(kind: str, generator: Generator, stream: TrainingStream, folder: Path, batch_size: int) -> Reference:
+def _make_reference(
+    kind: str, generator: Generator, stream: TrainingStream, folder: Path, batch_size: int
+) -> Reference:
     if kind == "frozen":
         return FrozenReference(generator)
     if kind == "cached":

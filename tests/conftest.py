@@ -18,7 +18,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU; torch.cuda.is_available() is False here"))
 
 
-def tiny_llamagen(*, grid: tuple[int, int] = (3, 2), dropout: float = 0.0, with_tokenizer: bool = True, seed: int = 0) -> LlamaGen:
+def tiny_llamagen(
+    *, grid: tuple[int, int] = (3, 2), dropout: float = 0.0, with_tokenizer: bool = True, seed: int = 0
+) -> LlamaGen:
     """Random weights, 7 tokens' worth of everything: 3x2 tokens of 16 codes, 4 classes, 12x8 pixels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -26,7 +28,14 @@ def tiny_llamagen(*, grid: tuple[int, int] = (3, 2), dropout: float = 0.0, with_
             dim=16, num_layers=2, num_heads=2, hidden_dim=32, vocab_size=16, num_classes=4, grid=grid, dropout=dropout
         )
         tokenizer = VQTokenizer(
-            VQConfig(channels=32, channel_multipliers=(1, 1, 1), num_res_blocks=1, z_channels=8, codebook_size=16, codebook_dim=4)
+            VQConfig(
+                channels=32,
+                channel_multipliers=(1, 1, 1),
+                num_res_blocks=1,
+                z_channels=8,
+                codebook_size=16,
+                codebook_dim=4,
+            )
         )
         generator = LlamaGen(sizes, tokenizer if with_tokenizer else None)
         for parameter in generator.parameters():

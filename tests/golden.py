@@ -20,7 +20,9 @@ def load(name: str) -> dict[str, Any]:
 
 def weights(golden: dict[str, Any]) -> dict[str, Tensor]:
     """The state_dict of a golden's `spec` [(name, shape, dtype, fill)], each tensor from its own named stream."""
-    tensors = {name: _fill(name, tuple(shape), dtype, fill, golden["seed"]) for name, shape, dtype, fill in golden["spec"]}
+    tensors = {
+        name: _fill(name, tuple(shape), dtype, fill, golden["seed"]) for name, shape, dtype, fill in golden["spec"]
+    }
     assert _checksum(tensors) == golden["sha256"], "the golden weights were not rebuilt exactly"
     return tensors
 

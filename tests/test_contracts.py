@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_llamagen
 
 from align import SamplingConfig, load_generator, sample, score
 from align.generators import Generator
 from align.types import Condition
-from conftest import tiny_llamagen
 
 GENERATORS: dict[str, Callable[[], Generator]] = {
     "llamagen-tiny": tiny_llamagen,
@@ -37,7 +37,9 @@ def condition(any_generator: Generator) -> Condition:
 
 
 @pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
-def test_behaviour_logprobs_equal_teacher_forcing(any_generator: Generator, condition: Condition, config: SamplingConfig) -> None:
+def test_behaviour_logprobs_equal_teacher_forcing(
+    any_generator: Generator, condition: Condition, config: SamplingConfig
+) -> None:
     """Also says that cached steps give the same logits as the full forward."""
     rollout = sample(any_generator, condition, config)
     with torch.no_grad():
@@ -47,7 +49,9 @@ def test_behaviour_logprobs_equal_teacher_forcing(any_generator: Generator, cond
 
 
 @pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
-def test_a_sample_does_not_depend_on_its_batch(any_generator: Generator, condition: Condition, config: SamplingConfig) -> None:
+def test_a_sample_does_not_depend_on_its_batch(
+    any_generator: Generator, condition: Condition, config: SamplingConfig
+) -> None:
     together = sample(any_generator, condition, config, index_B=torch.tensor([10, 11, 12, 13, 14])).tokens_BL
     order = torch.tensor([4, 2, 0, 1, 3])
     shuffled = sample(any_generator, condition[order], config, index_B=torch.tensor([14, 12, 10, 11, 13])).tokens_BL
@@ -63,7 +67,9 @@ def test_seeds_and_indices_change_samples(any_generator: Generator) -> None:
     assert not torch.equal(tokens, sample(any_generator, condition, SamplingConfig(seed=1)).tokens_BL)
 
 
-def test_scale_one_runs_no_null_branch(any_generator: Generator, condition: Condition, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scale_one_runs_no_null_branch(
+    any_generator: Generator, condition: Condition, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocks = len(any_generator.layout.block_sizes)
     assert sample(any_generator, condition, SamplingConfig(guidance_scale=2.0)).forwards_per_image == 2 * blocks
     # dropping the null rows after the third block leaves one forward a block
@@ -84,7 +90,9 @@ def test_sampling_leaves_the_mode_as_it_was(any_generator: Generator, condition:
 def test_the_null_condition_is_another_condition(any_generator: Generator, condition: Condition) -> None:
     tokens = torch.zeros(5, any_generator.layout.length, dtype=torch.long)
     with torch.no_grad():
-        assert not torch.allclose(any_generator(tokens, condition), any_generator(tokens, any_generator.null_condition(condition)))
+        assert not torch.allclose(
+            any_generator(tokens, condition), any_generator(tokens, any_generator.null_condition(condition))
+        )
 
 
 def test_pixels_are_uint8_at_the_border(any_generator: Generator, condition: Condition) -> None:
@@ -116,7 +124,9 @@ def test_a_gpu_draws_the_same_distribution(any_generator: Generator) -> None:
     rollout = sample(any_generator, condition, SETTINGS["filtered"])
     any_generator.to("cuda")
     try:
-        scored = score(any_generator, rollout.tokens_BL.cuda(), condition.to("cuda"), SETTINGS["filtered"]).detach().cpu()
+        scored = (
+            score(any_generator, rollout.tokens_BL.cuda(), condition.to("cuda"), SETTINGS["filtered"]).detach().cpu()
+        )
     finally:
         any_generator.to("cpu")
     torch.testing.assert_close(rollout.logprobs_BL, scored, atol=1e-3, rtol=1e-3)

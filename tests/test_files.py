@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_llamagen
 
 from align import load_generator
 from align.checkpoints import load_tokenizer, save_tokenizer
 from align.files import read_tensors, save_tensors, write_atomically, write_text
 from align.generators import LlamaGen
-from conftest import tiny_llamagen
 
 
 @pytest.fixture
@@ -60,7 +60,10 @@ def test_a_truncated_file_is_refused(checkpoint: Path, share: float, suffix: str
 
 
 def test_a_training_file_with_a_namespace_is_read(tmp_path: Path) -> None:
-    torch.save({"model": tiny_llamagen().state_dict(), "args": argparse.Namespace(gpt_model="GPT-B"), "steps": 3}, tmp_path / "t.pt")
+    torch.save(
+        {"model": tiny_llamagen().state_dict(), "args": argparse.Namespace(gpt_model="GPT-B"), "steps": 3},
+        tmp_path / "t.pt",
+    )
     assert load(tmp_path / "t.pt").sizes.num_layers == 2
 
 
@@ -83,7 +86,10 @@ def test_missing_unexpected_and_mis_shaped_keys_are_listed(tmp_path: Path) -> No
     state["extra"] = torch.ones(1)
     state["layers.1.attention.wo.weight"] = torch.ones(3, 3)
     save_tensors(tmp_path / "odd.pt", state, "model")
-    with pytest.raises(ValueError, match=r"1 missing: norm.weight; 1 unexpected: extra; 1 mis-shaped: layers.1.attention.wo.weight is \[3, 3\], should be \[16, 16\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 missing: norm.weight; 1 unexpected: extra; 1 mis-shaped: layers.1.attention.wo.weight is \[3, 3\], should be \[16, 16\]",
+    ):
         load(tmp_path / "odd.pt")
 
 
@@ -107,7 +113,9 @@ def test_a_tokenizer_of_another_codebook_is_refused(checkpoint: Path, tmp_path: 
 
 
 def test_unknown_names_and_paths_say_what_is_known() -> None:
-    with pytest.raises(ValueError, match=r"unknown generator 'mnist-lamagen'; known zoo entries: mnist-llamagen; families: llamagen"):
+    with pytest.raises(
+        ValueError, match=r"unknown generator 'mnist-lamagen'; known zoo entries: mnist-llamagen; families: llamagen"
+    ):
         load_generator("mnist-lamagen")
     with pytest.raises(ValueError, match="pass checkpoint="):
         load_generator("llamagen")

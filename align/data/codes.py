@@ -25,14 +25,19 @@ class Codes:
         if len(self.tokens_NL) == 0:
             raise ValueError("the dataset is empty: it holds no images; check the path or the filter that made it")
         if len(self.tokens_NL) != len(self.labels_N):
-            raise ValueError(f"{len(self.tokens_NL)} images but {len(self.labels_N)} labels; they must match row by row")
+            raise ValueError(
+                f"{len(self.tokens_NL)} images but {len(self.labels_N)} labels; they must match row by row"
+            )
 
     def __len__(self) -> int:
         return len(self.tokens_NL)
 
     def save(self, path: Path) -> None:
         width = torch.uint8 if self.tokens_NL.max() < 256 else torch.int32
-        tensors = {"tokens": self.tokens_NL.to(width).contiguous(), "labels": self.labels_N.to(torch.int32).contiguous()}
+        tensors = {
+            "tokens": self.tokens_NL.to(width).contiguous(),
+            "labels": self.labels_N.to(torch.int32).contiguous(),
+        }
         write_atomically(path, lambda temporary: save_file(tensors, temporary, {"tokenizer": self.tokenizer}))
 
     @staticmethod
@@ -46,6 +51,8 @@ class Codes:
                 tensors = {name: file.get_tensor(name).long() for name in ("tokens", "labels")}
                 return Codes(tensors["tokens"], tensors["labels"], (file.metadata() or {})["tokenizer"])
         except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{path} is not a file of token codes (safetensors with 'tokens', 'labels'): {error}") from error
+            raise ValueError(
+                f"{path} is not a file of token codes (safetensors with 'tokens', 'labels'): {error}"
+            ) from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error

@@ -49,7 +49,7 @@ class Generator(nn.Module, ABC):
     gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
 
     @abstractmethod
-    def encode_condition(self, raw: Sequence[Any]) -> Condition:
+    def encode_condition(self, raw: Sequence[Any] | Tensor) -> Condition:
         """Class ids or prompts to a condition on the generator's device. Raises ValueError for what it does not know."""
 
     @abstractmethod

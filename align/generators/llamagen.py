@@ -59,7 +59,11 @@ class LlamaGenConfig:
 
     @staticmethod
     def infer(
-        tensors: Mapping[str, Tensor], *, grid: tuple[int, int] | None = None, num_heads: int | None = None, dropout: float = 0.0
+        tensors: Mapping[str, Tensor],
+        *,
+        grid: tuple[int, int] | None = None,
+        num_heads: int | None = None,
+        dropout: float = 0.0,
     ) -> LlamaGenConfig:
         """Read the sizes off a published state_dict; what shapes cannot tell comes from the table or the keywords.
 
@@ -71,7 +75,9 @@ class LlamaGenConfig:
             hidden_dim = tensors["layers.0.feed_forward.w1.weight"].shape[0]
             vocab_size = tensors["tok_embeddings.weight"].shape[0]
         except KeyError as error:
-            raise ValueError(f"this is not a class-conditional LlamaGen generator: it has no tensor {error}; {describe(tensors)}") from error
+            raise ValueError(
+                f"this is not a class-conditional LlamaGen generator: it has no tensor {error}; {describe(tensors)}"
+            ) from error
         if grid is None:
             raise ValueError(
                 "a LlamaGen file does not say its token grid; pass grid=(16, 16) for the 256 px models, grid=(24, 24) for 384 px"
@@ -141,17 +147,21 @@ class LlamaGen(Generator):
         """LlamaGen's initialisation for pretraining: normal(0, 0.02), and zeros for the output layer."""
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
-                nn.init.normal_(parameter, std=0.02, generator=generator) if name != "output.weight" else nn.init.zeros_(parameter)
+                nn.init.normal_(
+                    parameter, std=0.02, generator=generator
+                ) if name != "output.weight" else nn.init.zeros_(parameter)
 
     # --- conditions
 
-    def encode_condition(self, raw: Sequence[int]) -> Condition:
+    def encode_condition(self, raw: Sequence[int] | Tensor) -> Condition:
         labels = torch.as_tensor(raw)
         if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
             raise ValueError(f"class labels must be a list of integers, got {raw!r:.80}")
         if labels.numel() and (labels.min() < 0 or labels.max() >= self.sizes.num_classes):
             bad = labels[(labels < 0) | (labels >= self.sizes.num_classes)][0].item()
-            raise ValueError(f"class label {bad} is out of range; this generator knows 0 to {self.sizes.num_classes - 1}")
+            raise ValueError(
+                f"class label {bad} is out of range; this generator knows 0 to {self.sizes.num_classes - 1}"
+            )
         return Condition({"label": labels.long().to(self.device)})
 
     def null_condition(self, like: Condition) -> Condition:
@@ -162,7 +172,9 @@ class LlamaGen(Generator):
     def forward(self, tokens_BL: Tensor, condition: Condition, *, context_BL: Tensor | None = None) -> Tensor:
         inputs_BL = tokens_BL if context_BL is None else context_BL
         if inputs_BL.shape[1] != self.layout.length:
-            raise ValueError(f"got {inputs_BL.shape[1]} tokens an image; this generator's grid {self.sizes.grid} has {self.layout.length}")
+            raise ValueError(
+                f"got {inputs_BL.shape[1]} tokens an image; this generator's grid {self.sizes.grid} has {self.layout.length}"
+            )
         prefix = self.cls_embedding(condition.tensors["label"]).unsqueeze(1)
         x = self.dropout(torch.cat([prefix, self.tok_embeddings(inputs_BL[:, :-1])], dim=1))
         rope = self.rope()
@@ -226,7 +238,9 @@ class LlamaGen(Generator):
         side = self._tokenizer().config.downsampling
         expected = (self.sizes.grid[0] * side, self.sizes.grid[1] * side, 3)
         if images_BHWC.dtype != torch.uint8 or images_BHWC.dim() != 4 or tuple(images_BHWC.shape[1:]) != expected:
-            raise ValueError(f"images must be uint8 [B, {', '.join(map(str, expected))}], got {images_BHWC.dtype} {list(images_BHWC.shape)}")
+            raise ValueError(
+                f"images must be uint8 [B, {', '.join(map(str, expected))}], got {images_BHWC.dtype} {list(images_BHWC.shape)}"
+            )
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
         tokenizer = self._tokenizer()
@@ -238,7 +252,9 @@ class LlamaGen(Generator):
 
     def _tokenizer(self) -> VQTokenizer:
         if self.tokenizer is None:
-            raise ValueError("this generator was loaded without a tokenizer; pass tokenizer_checkpoint= to load_generator")
+            raise ValueError(
+                "this generator was loaded without a tokenizer; pass tokenizer_checkpoint= to load_generator"
+            )
         return self.tokenizer.to(self.device)
 
     # --- published format

@@ -7,7 +7,9 @@ from torch import Tensor
 from align.types import Average, LossOutput
 
 
-def sft(policy_positive_B: Tensor, dropped_B: Tensor, num_tokens: int, *, normalizer: float | None = None) -> LossOutput:
+def sft(
+    policy_positive_B: Tensor, dropped_B: Tensor, num_tokens: int, *, normalizer: float | None = None
+) -> LossOutput:
     """-1/N sum_i log p_policy(x_i|c_i) / L: the mean negative log-likelihood of a token.
 
     Args:

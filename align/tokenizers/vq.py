@@ -44,7 +44,8 @@ class VQConfig:
             channels = tensors["encoder.conv_in.weight"].shape[0]
             levels = _count(tensors, "encoder.conv_blocks.{}.res.0.conv1.weight")
             multipliers = tuple(
-                tensors[f"encoder.conv_blocks.{level}.res.0.conv1.weight"].shape[0] // channels for level in range(levels)
+                tensors[f"encoder.conv_blocks.{level}.res.0.conv1.weight"].shape[0] // channels
+                for level in range(levels)
             )
             codebook_size, codebook_dim = tensors["quantize.embedding.weight"].shape
             return VQConfig(
@@ -176,9 +177,13 @@ class _Upsample(nn.Module):
 class _Level(nn.Module):
     """One resolution: residual blocks, with attention after each at the coarsest, then an optional change of size."""
 
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, attention: bool, resize: nn.Module | None) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, blocks: int, attention: bool, resize: nn.Module | None
+    ) -> None:
         super().__init__()
-        self.res = nn.ModuleList(_ResBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(blocks))
+        self.res = nn.ModuleList(
+            _ResBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(blocks)
+        )
         self.attn = nn.ModuleList(_Attention(out_channels) for _ in range(blocks if attention else 0))
         if isinstance(resize, _Downsample):
             self.downsample = resize

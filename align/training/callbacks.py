@@ -36,8 +36,9 @@ class ProgressBar(TrainerCallback):
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, float], **_: Any) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.bar is not None:
+            logs = kwargs["logs"]
             shown = {name: f"{logs[name]:.3g}" for name in SHOWN if name in logs}
             self.bar.set_postfix(shown, refresh=False)
 
@@ -56,10 +57,14 @@ class SampleGrid(TrainerCallback):
         self.columns = num_classes
         self.config = SamplingConfig(seed=seed)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
         if state.is_world_process_zero and state.global_step % self.every == 0:
             rollout = sample(model, model.encode_condition(self.labels), self.config)
-            save_grid(model.decode(rollout.tokens_BL), self.folder / f"step-{state.global_step:06d}.png", columns=self.columns)
+            save_grid(
+                model.decode(rollout.tokens_BL), self.folder / f"step-{state.global_step:06d}.png", columns=self.columns
+            )
 
 
 class StopOnSignal(TrainerCallback):

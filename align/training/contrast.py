@@ -52,7 +52,9 @@ class Needs:
         if "normalizer" not in signature.parameters:
             raise ValueError(f"objective {objective} must take normalizer=, the rows of the whole optimiser step")
         open_names = [
-            name for name, p in signature.parameters.items() if p.default is inspect.Parameter.empty and name != "normalizer"
+            name
+            for name, p in signature.parameters.items()
+            if p.default is inspect.Parameter.empty and name != "normalizer"
         ]
         if unknown := [name for name in open_names if name not in INPUTS]:
             raise ValueError(
@@ -79,9 +81,7 @@ class Scores:
     entropy_B: Tensor
 
 
-def score_images(
-    forward: Callable[[Tensor, Condition], Tensor], tokens_BL: Tensor, given: list[Condition]
-) -> Scores:
+def score_images(forward: Callable[[Tensor, Condition], Tensor], tokens_BL: Tensor, given: list[Condition]) -> Scores:
     """Score each image under K conditions in one forward of K*B rows."""
     logits = forward(tokens_BL.repeat(len(given), 1), Condition.cat(given))
     logprobs_KB = token_logprobs(logits, tokens_BL.repeat(len(given), 1)).sum(dim=-1).view(len(given), -1)

@@ -56,7 +56,9 @@ class CachedReference:
 
     def score(self, batch: Mapping[str, Tensor], given: list[Condition]) -> Tensor:
         if len(given) > self.table_NK.shape[1]:
-            raise ValueError(f"the cached reference holds {self.table_NK.shape[1]} log-probs an image; {len(given)} were asked for")
+            raise ValueError(
+                f"the cached reference holds {self.table_NK.shape[1]} log-probs an image; {len(given)} were asked for"
+            )
         rows = self.table_NK[batch["position"].cpu()].T
         return rows[: len(given)].to(batch["tokens"].device)
 
@@ -76,7 +78,9 @@ class CachedReference:
 
     def save(self, path: Path, stream: TrainingStream) -> None:
         metadata = {"reference": self.fingerprint, "stream": stream.fingerprint}
-        write_atomically(path, lambda temporary: save_file({"logprobs": self.table_NK.contiguous()}, temporary, metadata))
+        write_atomically(
+            path, lambda temporary: save_file({"logprobs": self.table_NK.contiguous()}, temporary, metadata)
+        )
 
     @staticmethod
     def load(path: Path, generator: Generator, stream: TrainingStream) -> CachedReference:

@@ -48,10 +48,13 @@ class AlignTrainer(Trainer):
         reference: Reference | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        self.objective = objective
+        self.objective: Objective = objective
         self.needs = Needs.of(objective)
         if self.needs.reference and reference is None:
-            raise ValueError("this objective compares the policy with a reference; set reference=frozen or reference=cached")
+            raise ValueError(
+                "this objective compares the policy with a reference; set reference=frozen or reference=cached"
+            )
+        self.stream = stream
         self.reference = reference
         self.pending: dict[str, Average] = {}
         args.remove_unused_columns = False
@@ -67,14 +70,22 @@ class AlignTrainer(Trainer):
             )
 
     @property
+    def folder(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    @property
     def generator(self) -> Generator:
         return self.accelerator.unwrap_model(self.model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset)
+        return SequentialSampler(self.stream)
 
     def compute_loss(
-        self, model: nn.Module, inputs: Mapping[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
     ) -> Tensor:
         own, negative, collision_B = conditions(self.generator, inputs)
         given = [own, negative] if self.needs.negative else [own]
@@ -114,7 +125,9 @@ class AlignTrainer(Trainer):
         """Add the exact averages since the last log, and append the record to metrics.jsonl."""
         if self.pending and "loss" in logs:
             names = sorted(self.pending)
-            sums = torch.stack([torch.stack([self.pending[n].total.float(), self.pending[n].count.float()]) for n in names])
+            sums = torch.stack(
+                [torch.stack([self.pending[n].total.float(), self.pending[n].count.float()]) for n in names]
+            )
             total, count = self.accelerator.reduce(sums.to(self.args.device)).unbind(dim=1)
             means = (total / count).tolist()
             # a mean over nothing (no label was dropped, say) is left out, not logged as a number
@@ -122,15 +135,15 @@ class AlignTrainer(Trainer):
             self.pending = {}
             if self.is_world_process_zero():
                 record = {"step": self.state.global_step, **logs}
-                with (Path(self.args.output_dir) / METRICS_FILE).open("a") as file:
+                with (self.folder / METRICS_FILE).open("a") as file:
                     file.write(json.dumps(record) + "\n")
         super().log(logs, start_time)
 
     # --- checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        save_tensors(folder / "model.safetensors", state_dict or self.model.state_dict())
+        folder = Path(output_dir) if output_dir else self.folder
+        save_tensors(folder / "model.safetensors", state_dict or self.generator.state_dict())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save everything that resuming needs, then mark it as whole; until then the older checkpoint is the one to use."""
@@ -150,4 +163,6 @@ class AlignTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         pending = json.loads((Path(resume_from_checkpoint) / PENDING_FILE).read_text())
-        self.pending = {name: Average(torch.tensor(total), torch.tensor(count)) for name, (total, count) in pending.items()}
+        self.pending = {
+            name: Average(torch.tensor(total), torch.tensor(count)) for name, (total, count) in pending.items()
+        }

@@ -6,9 +6,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from evaluation import DigitClassifier, load_classifier, save_classifier, train_classifier
+from evaluation import DigitClassifier, load_classifier, save_classifier
 from evaluation.classifier import ARCHITECTURES
-from evaluation.train_classifier import augment
+from evaluation.train_classifier import augment, train_classifier
 
 ARCHITECTURE_NAMES = sorted(ARCHITECTURES)
 

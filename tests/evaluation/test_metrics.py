@@ -102,9 +102,10 @@ def test_a_collapsed_generator_has_precision_without_recall():
 
 
 def test_copies_are_at_distance_zero_despite_rounding():
-    """Every ball has radius 0, so that all depends on equal points comparing as equal in products of other shapes."""
-    points = np.random.default_rng(0).normal(size=(20, 64)) + 1e3
-    assert precision_recall(np.repeat(points, 5, axis=0), np.tile(points[:7], (4, 1))) == (1, 7 / 20)
+    """Every ball has radius 0: only copies are inside, up to the last bit of a float32 feature."""
+    points = np.random.default_rng(0).normal(size=(20, 64))
+    copies = np.nextafter(np.tile(points[:7], (4, 1)), np.inf, dtype=np.float32)
+    assert precision_recall(np.repeat(points, 5, axis=0), copies) == (1, 7 / 20)
 
 
 def test_distant_sets_miss_each_other():
@@ -112,9 +113,9 @@ def test_distant_sets_miss_each_other():
     assert precision_recall(points, points + 100) == (0, 0)
 
 
-def test_chunks_do_not_show():
+def test_neither_chunks_nor_an_offset_show():
     rng = np.random.default_rng(0)
-    real, generated = rng.normal(size=(CHUNK_ROWS + 40, 2)), rng.normal(size=(CHUNK_ROWS + 90, 2)) + 1
+    real, generated = rng.normal(1e6, size=(CHUNK_ROWS + 40, 2)), rng.normal(1e6 + 1, size=(CHUNK_ROWS + 90, 2))
 
     def reach(points: np.ndarray) -> np.ndarray:
         return np.sort(np.linalg.norm(points[:, None] - points, axis=2), axis=1)[:, 3]  # column 0 is the point itself

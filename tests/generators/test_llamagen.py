@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import golden
 import pytest
 import torch
 
-import golden
 from align import SamplingConfig, load_generator, sample, score
 from align.files import read_tensors, save_tensors
 from align.generators import LlamaGen
@@ -41,7 +41,11 @@ def test_gradients_equal_the_originals(numbers: dict[str, Any], original: LlamaG
     torch.testing.assert_close(logprobs.sum(dim=1).detach(), numbers["logprob_sum"], atol=1e-3, rtol=0)
     original.zero_grad()
     (-logprobs.mean()).backward()
-    norms = {name: parameter.grad.norm().item() for name, parameter in original.named_parameters() if parameter.grad is not None}
+    norms = {
+        name: parameter.grad.norm().item()
+        for name, parameter in original.named_parameters()
+        if parameter.grad is not None
+    }
     assert norms == pytest.approx(numbers["grad_norms"], rel=1e-3)
     original.zero_grad()
 
@@ -118,7 +122,11 @@ def test_context_replaces_the_inputs(generator: LlamaGen) -> None:
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [([4], "label 4 is out of range; this generator knows 0 to 3"), ([-1], "label -1 is out of range"), ([0.5], "integers")],
+    [
+        ([4], "label 4 is out of range; this generator knows 0 to 3"),
+        ([-1], "label -1 is out of range"),
+        ([0.5], "integers"),
+    ],
 )
 def test_a_wrong_label_is_refused(generator: LlamaGen, labels: list[Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

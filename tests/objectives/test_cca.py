@@ -13,7 +13,15 @@ from align.objectives import cca
 NO = torch.zeros(1, dtype=torch.bool)
 
 
-def run(gap_positive: float, gap_negative: float, *, dropped: bool = False, collision: bool = False, beta: float, lambda_: float):  # type: ignore[no-untyped-def]
+def run(
+    gap_positive: float,
+    gap_negative: float,
+    *,
+    dropped: bool = False,
+    collision: bool = False,
+    beta: float,
+    lambda_: float,
+):  # type: ignore[no-untyped-def]
     return cca(
         torch.tensor([gap_positive - 3.0]),
         torch.tensor([gap_negative - 5.0]),
@@ -109,11 +117,19 @@ def test_the_optimum_is_the_guided_distribution(beta: float) -> None:
     normaliser = target.sum(dim=0)
     assert torch.allclose(normaliser, normaliser[0].expand(4))
 
-    rows = [(x, c, other) for x in range(4) for c in range(4) for other in range(4) for _ in range(int(10 * p_xc[x, c].round(decimals=1)))]
+    rows = [
+        (x, c, other)
+        for x in range(4)
+        for c in range(4)
+        for other in range(4)
+        for _ in range(int(10 * p_xc[x, c].round(decimals=1)))
+    ]
     x, c, other = torch.tensor(rows).T
     theta = p_xc.log().clone().requires_grad_()
     never = torch.zeros(len(rows), dtype=torch.bool)
-    optimiser = torch.optim.LBFGS([theta], max_iter=300, tolerance_grad=1e-12, tolerance_change=1e-14, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [theta], max_iter=300, tolerance_grad=1e-12, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> Tensor:
         optimiser.zero_grad()
@@ -141,7 +157,9 @@ def test_every_knob_is_alive() -> None:
 
     def gradient(reference: float = 0.0, beta: float = 0.1, lambda_: float = 2.0) -> list[float]:
         policy = torch.tensor([0.5, -0.5], requires_grad=True)
-        cca(policy[:1], policy[1:], torch.tensor([reference]), torch.zeros(1), NO, NO, beta=beta, lambda_=lambda_).loss.backward()
+        cca(
+            policy[:1], policy[1:], torch.tensor([reference]), torch.zeros(1), NO, NO, beta=beta, lambda_=lambda_
+        ).loss.backward()
         assert policy.grad is not None
         return policy.grad.tolist()
 

@@ -20,10 +20,15 @@ def test_loss_and_metrics_by_hand() -> None:
 
 def test_token_logprobs_and_entropy_by_hand() -> None:
     logits = torch.tensor([[[0.0, math.log(3)], [5.0, 5.0]]])
-    torch.testing.assert_close(token_logprobs(logits, torch.tensor([[1, 0]])), torch.tensor([[math.log(0.75), math.log(0.5)]]))
+    torch.testing.assert_close(
+        token_logprobs(logits, torch.tensor([[1, 0]])), torch.tensor([[math.log(0.75), math.log(0.5)]])
+    )
     expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     torch.testing.assert_close(token_entropy(logits), torch.tensor([[expected, math.log(2)]]))
 
 
 def test_logprobs_are_float32_whatever_the_logits() -> None:
-    assert token_logprobs(torch.zeros(1, 1, 4, dtype=torch.bfloat16), torch.zeros(1, 1, dtype=torch.long)).dtype == torch.float32
+    assert (
+        token_logprobs(torch.zeros(1, 1, 4, dtype=torch.bfloat16), torch.zeros(1, 1, dtype=torch.long)).dtype
+        == torch.float32
+    )

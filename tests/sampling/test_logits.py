@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
+import golden
 import pytest
 import torch
 
-import golden
 from align.sampling import draw, guide, sampling_logprobs, top_k_filter, top_p_filter
 from align.types import SamplingConfig
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import golden
 import torch
 
-import golden
 from align.checkpoints import load_tokenizer, save_tokenizer
 from align.generators import LlamaGen, LlamaGenConfig
 from align.tokenizers import VQConfig

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import tiny_llamagen
 from torch import Tensor
 from transformers import Trainer
 
@@ -19,7 +20,6 @@ from align.objectives import cca, sft
 from align.training import callbacks
 from align.training.checkpoints import is_complete, latest_checkpoint
 from align.training.reference import CachedReference
-from conftest import tiny_llamagen
 from recipes.train import train_generator
 
 OBJECTIVES = {"cca": partial(cca, beta=0.1, lambda_=4.0), "sft": partial(sft)}
@@ -58,7 +58,14 @@ def train(
     rows = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
     stream = TrainingStream(codes, length=settings["max_steps"] * rows, seed=1, label_drop=label_drop)
     train_generator(
-        generator, OBJECTIVES[objective], stream, settings, folder=folder, reference=reference, resume=resume, description="test"
+        generator,
+        OBJECTIVES[objective],
+        stream,
+        settings,
+        folder=folder,
+        reference=reference,
+        resume=resume,
+        description="test",
     )
     return generator
 
@@ -81,7 +88,10 @@ def test_micro_batches_equal_one_batch(tmp_path: Path, objective: str, micro_bat
     """Also at micro-batch 1, where rolling labels inside a micro-batch would have no negatives."""
     whole = train(tmp_path / "whole", objective)
     parts = train(
-        tmp_path / "parts", objective, per_device_train_batch_size=micro_batch, gradient_accumulation_steps=6 // micro_batch
+        tmp_path / "parts",
+        objective,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=6 // micro_batch,
     )
     assert_same(whole, parts, atol=2e-5, rtol=1e-4)
     for one, other in zip(logs(tmp_path / "whole"), logs(tmp_path / "parts"), strict=True):
@@ -102,8 +112,12 @@ def test_training_moves_the_gaps_apart(tmp_path: Path) -> None:
     assert {"gap_null", "accuracy", "entropy", "margin", "abs_gap", "grad_norm", "learning_rate", "loss"} <= last.keys()
 
 
-@pytest.mark.parametrize("changes", [{}, {"logging_steps": 3}, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}])
-def test_resuming_equals_never_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{}, {"logging_steps": 3}, {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 3}]
+)
+def test_resuming_equals_never_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int]
+) -> None:
     """Dropout is on, so that the random state must be restored as well; logs may span the checkpoint."""
     unbroken = train(tmp_path / "unbroken", generator=tiny_llamagen(dropout=0.2), max_steps=6, **changes)
 
@@ -134,7 +148,9 @@ def test_a_torso_of_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert_same(unbroken, train(tmp_path / "broken", resume=True))
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = Trainer._save_optimizer_and_scheduler
 
     def full(self: Any, output_dir: str) -> None:

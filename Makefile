@@ -1,0 +1,24 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Everything lives in .venv; PYTHON=python3.12 picks another.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test quick lint
+
+demo: .venv/installed
+	$(BIN)/align study experiment=mnist/cca output_dir=runs/demo overwrite=true
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+quick: .venv/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --editable ".[mnist,dev]"
+	touch $@

@@ -1,0 +1,259 @@
+"""The commands, run for real on the shipped generator, a few steps and few images each."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from align import load_generator
+from align.files import read_tensors
+from evaluation.results import read_results
+from recipes.cli import main
+from recipes.config import options
+
+EXPERIMENTS = [name for name in options("experiment") if not name.startswith("zoo/")]
+# the fewest images that a Fréchet distance in 64 features takes
+FEW = [
+    "evaluation.num_images=70",
+    "evaluation.guidance_scales=[2.0]",
+    "evaluation.temperatures=[0.8]",
+    "evaluation.aligned_guidance_scales=[]",
+]
+SHORT = [
+    "trainer.max_steps=2",
+    "trainer.per_device_train_batch_size=2",
+    "trainer.logging_steps=1",
+    "trainer.sample_every=2",
+]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments: str) -> None:
+    assert main(list(arguments)) == 0
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(list(arguments)) == 1
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_runs_two_steps(experiment: str) -> None:
+    run("train", f"experiment={experiment}", "output_dir=run", *SHORT, *FEW)
+    record = json.loads(Path("run/run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["config"]["trainer"]["max_steps"] == 2
+    assert record["command"].startswith(f"align train experiment={experiment}")
+    assert {"versions", "git", "device", "hashes", "wall_seconds"} <= record.keys()
+    assert [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == [1, 2]
+    rows = read_results(Path("run/results.jsonl"))
+    claims = [(row.label, row.guidance_scale, row.temperature) for row in rows if row.split == "report"]
+    assert claims == [("base", 1, 1), ("base", 1, 0.8), ("base", 2, 1), ("aligned", 1, 1)]
+    assert {row.seed for row in rows if row.split == "report"}.isdisjoint(
+        row.seed for row in rows if row.split == "select"
+    )
+    assert [row.forwards_per_image for row in rows if row.label == "base" and row.split == "report"] == [49, 49, 98]
+    assert (Path("run/samples/step-000002.png")).exists()
+    assert all(Path("run", row.samples).exists() for row in rows if row.samples)
+    assert "<html" in Path("run/report.html").read_text()
+    # the exported weights have the published file's names and differ from the base's
+    exported = read_tensors(Path("run/generator.pt"))
+    base = load_generator("mnist-llamagen").state_dict()
+    assert exported.wrapper == "model"
+    assert exported.tensors.keys() == base.keys()
+    assert any(not torch.equal(exported.tensors[name], base[name]) for name in base)
+
+
+def test_a_study_compares_arms_on_paired_seeds() -> None:
+    run("study", "experiment=mnist/cca", "output_dir=study", "seeds=[1,2]", *SHORT, *FEW)
+    rows = [row for row in read_results(Path("study/results.jsonl")) if row.split == "report"]
+    seeds: dict[tuple[str, float, float], set[int]] = {}
+    for row in rows:
+        seeds.setdefault((row.label, row.guidance_scale, row.temperature), set()).add(row.seed)
+    assert set(seeds) == {("base", 1, 1), ("base", 1, 0.8), ("base", 2, 1), ("aligned", 1, 1), ("sft", 1, 1)}
+    assert all(value == {1001, 1002} for value in seeds.values())
+    assert {path.name for path in Path("study").glob("*-seed*")} == {"cca-seed1", "cca-seed2", "sft-seed1", "sft-seed2"}
+    # a study that is run again with resume=auto finds its trained generators
+    before = Path("study/cca-seed2/generator.pt").stat().st_mtime_ns
+    run("study", "experiment=mnist/cca", "output_dir=study", "seeds=[1,2]", "resume=auto", *SHORT, *FEW)
+    assert Path("study/cca-seed2/generator.pt").stat().st_mtime_ns == before
+
+
+def test_sample_eval_sweep_report_and_zoo(capsys: pytest.CaptureFixture[str]) -> None:
+    run("sample", "labels=[3,1,4]", "output_dir=drawn", "sampling.guidance_scale=2")
+    assert Image.open("drawn/samples.png").size == (10 * 30 - 2, 28)
+    with np.load("drawn/images.npz") as arrays:
+        assert arrays["arr_0"].shape == (3, 28, 28, 3)
+        assert arrays["arr_1"].tolist() == [3, 1, 4]
+    run("train", "experiment=mnist/sft", "evaluation=none", "output_dir=run", *SHORT)
+    capsys.readouterr()
+    run(
+        "eval",
+        "generator.checkpoint=run",
+        "label=sft",
+        "sampling.temperature=0.9",
+        "output_dir=scored",
+        "evaluation.num_images=70",
+    )
+    run("eval", "output_dir=scored", "evaluation.num_images=70")
+    assert [(row.label, row.temperature) for row in read_results(Path("scored/results.jsonl"))] == [
+        ("sft", 0.9),
+        ("base", 1),
+    ]
+    run("sweep", "guidance_scales=[1,2]", "temperatures=[1.0,0.8]", "output_dir=swept", "evaluation.num_images=70")
+    assert len(read_results(Path("swept/results.jsonl"))) == 4
+    Path("swept/report.html").unlink()
+    run("report", "swept")
+    assert Path("swept/report.html").exists()
+    run("zoo")
+    assert "mnist-llamagen" in capsys.readouterr().out
+    run("zoo", "mnist-llamagen")
+    assert "align pretrain experiment=zoo/mnist-llamagen" in capsys.readouterr().out
+
+
+def test_a_run_is_not_overwritten_by_accident(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "experiment=mnist/sft", "evaluation=none", "output_dir=run", *SHORT]
+    run(*arguments)
+    before = Path("run/generator.pt").read_bytes()
+    message = fails(capsys, *arguments, "seed=2")
+    assert (
+        "run holds a run already (finished); add resume=auto to go on with it, overwrite=true to replace it" in message
+    )
+    assert Path("run/generator.pt").read_bytes() == before
+    run(*arguments, "seed=2", "overwrite=true")
+    assert Path("run/generator.pt").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "labels=[10]"], "class label 10 is out of range; this generator knows 0 to 9"),
+        (["sample", "generator.name=mnist"], "unknown generator 'mnist'; known zoo entries: mnist-llamagen"),
+        (["sample", "sampling.top_p=0"], "top_p is 0; it must be in (0, 1]"),
+        (["train", "resume=yes-please"], "resume is 'yes-please'; known: auto"),
+        (["train", "reference=copy", *SHORT, "evaluation=none"], "unknown reference 'copy'; known: frozen, cached"),
+        (["eval", "generator.checkpoint=missing.pt"], "no checkpoint at missing.pt"),
+        (["eval", "evaluation.num_images=40"], "needs at least 65 images, got 40"),
+        (["report", "nothing"], "nothing is not a run's folder"),
+        (["zoo", "imagenet"], "unknown zoo entry 'imagenet'; known: mnist-llamagen"),
+        (["pretrain"], "name"),
+    ],
+)
+def test_mistakes_end_in_one_clear_line(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    error = fails(capsys, *arguments)
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_codes_of_another_tokenizer_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    from align.data import Codes
+
+    Codes(torch.zeros(4, 49, dtype=torch.long), torch.zeros(4, dtype=torch.long), "f" * 64).save(
+        Path("codes.safetensors")
+    )
+    error = fails(capsys, "train", "data=codes", "data.codes=codes.safetensors", "evaluation=none", *SHORT)
+    assert "was made by another tokenizer (ffffffffffff" in error
+
+
+LONG = [
+    "trainer.max_steps=12",
+    "trainer.per_device_train_batch_size=4",
+    "trainer.save_steps=3",
+    "trainer.logging_steps=2",
+]
+TRAIN = [
+    sys.executable,
+    "-m",
+    "recipes.cli",
+    "train",
+    "experiment=mnist/cca",
+    "evaluation=none",
+    "trainer.sample_every=0",
+    *LONG,
+]
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*TRAIN, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_stopping_at_any_point_changes_nothing() -> None:
+    """kill -9, then SIGTERM, then Ctrl-C, each resumed: the weights and the log equal those of an unbroken run."""
+    whole = start("output_dir=whole")
+    assert whole.wait(timeout=300) == 0
+
+    process = start("output_dir=broken")
+    wait_for(Path("broken/checkpoint-3/complete.json"), process)
+    process.kill()
+    process.wait()
+    for number, name in ((signal.SIGTERM, 6), (signal.SIGINT, 9)):
+        process = start("output_dir=broken", "resume=auto")
+        wait_for(Path(f"broken/checkpoint-{name}/complete.json"), process)
+        process.send_signal(number)
+        error = process.communicate(timeout=120)[1]
+        # the signal may arrive after the last step; else the run says how to go on
+        assert process.returncode in (130, 0), error
+        if process.returncode == 130:
+            assert "resume=auto" in error
+            assert json.loads(Path("broken/run.json").read_text())["status"] == "interrupted"
+    assert start("output_dir=broken", "resume=auto").wait(timeout=300) == 0
+    whole_tensors, broken_tensors = (read_tensors(Path(name, "generator.pt")).tensors for name in ("whole", "broken"))
+    assert all(torch.equal(whole_tensors[name], broken_tensors[name]) for name in whole_tensors)
+    assert Path("whole/metrics.jsonl").read_text() == Path("broken/metrics.jsonl").read_text()
+    shutil.rmtree("whole")
+
+
+@pytest.mark.slow
+def test_the_zoo_entry_is_made_from_nothing() -> None:
+    """`align pretrain` with two steps of everything; what it leaves is a generator like any other."""
+    few = [
+        "tokenizer.steps=2",
+        "generator.steps=2",
+        "generator.batch_size=4",
+        "classifiers.steps=2",
+        "evaluation.num_images=70",
+    ]
+    run(
+        "pretrain",
+        "experiment=zoo/mnist-llamagen",
+        "output_dir=made",
+        *few,
+        "evaluation.guidance_scales=[1.0,2.0]",
+        "evaluation.temperatures=[0.8]",
+    )
+    run(
+        "train",
+        "generator.name=made",
+        "data=codes",
+        "data.codes=made/train_codes.safetensors",
+        "evaluation.protocol=zoo:made",
+        "output_dir=run",
+        *SHORT,
+        *FEW,
+    )
+    run("zoo", "made")

@@ -1,0 +1,81 @@
+"""Every YAML composes; a mistyped key, option or value is refused with what was probably meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from recipes.config import CONF, compose, describe, flatten, options
+
+COMMANDS = sorted(path.stem for path in CONF.glob("*.yaml"))
+EXPERIMENTS = options("experiment")
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "pretrain"])
+def test_every_command_composes_as_it_is(command: str) -> None:
+    config = compose(command, [])
+    assert config.output_dir
+    assert dict(flatten(config))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes(experiment: str) -> None:
+    command = "pretrain" if experiment.startswith("zoo/") else "train"
+    config = compose(command, [f"experiment={experiment}"])
+    assert config.name == experiment
+    assert config.output_dir == f"runs/{experiment}"
+
+
+def test_a_study_takes_an_experiment_too() -> None:
+    config = compose("study", ["experiment=mnist/cca", "seeds=[4]"])
+    assert (config.output_dir, config.objective.beta, config.seeds) == ("runs/mnist/cca-study", 0.15, [4])
+
+
+@pytest.mark.parametrize(
+    "group", sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "experiment")
+)
+def test_every_option_composes(group: str) -> None:
+    command = "eval" if group == "sampling" else "train"
+    required = {
+        ("generator", "llamagen"): ["generator.checkpoint=x.pt"],
+        ("data", "codes"): ["data.codes=x.safetensors"],
+    }
+    for option in options(group):
+        assert compose(command, [f"{group}={option}", *required.get((group, option), [])])
+
+
+def test_every_experiment_says_how_to_run_it() -> None:
+    for experiment in EXPERIMENTS:
+        text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+        assert f"experiment={experiment}" in text, f"{experiment}: its header lacks the command"
+
+
+def test_experiments_change_what_they_say() -> None:
+    config = compose("train", ["experiment=mnist/cca", "objective.beta=0.3", "trainer.max_steps=7"])
+    assert config.objective.beta == 0.3
+    assert config.trainer.max_steps == 7
+    assert config.objective._target_ == "align.objectives.cca.cca"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["experiment=mnist/cca", "objective.betta=1"], r"unknown key 'objective.betta'; near names: objective.beta"),
+        (["lambda_=3"], r"unknown key 'lambda_'; near names: objective.lambda_"),
+        (["experiment=mnist/ccaa"], r"unknown experiment 'mnist/ccaa'; known: mnist/cca, .*Did you mean mnist/cca\?"),
+        (["objective=cda"], r"unknown objective 'cda'; known: cca, sft.*Did you mean cca"),
+        (["trainer.max_steps=many"], r"trainer.max_steps is 100 by default, a number; got 'many'"),
+        (["overwrite=maybe"], r"overwrite is False by default, true or false; got 'maybe'"),
+        (["max_steps"], r"cannot read 'max_steps': settings are key=value"),
+        (["data=codes"], r"required and not given: data.codes"),
+    ],
+)
+def test_mistakes_are_refused_with_a_way_out(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compose("train", overrides)
+
+
+def test_help_lists_choices_and_settings() -> None:
+    text = describe("train")
+    assert "objective={cca,sft}" in text
+    assert "  objective.beta=0.02" in text
+    assert "  trainer.learning_rate=" in text
