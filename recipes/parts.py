@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -32,7 +31,7 @@ def make_generator(config: DictConfig, **extra: Any) -> Generator:
             raise FileNotFoundError(
                 f"{checkpoint.parent} holds no {EXPORT_FILE}; is the run finished? Go on with resume=auto"
             )
-    settings = {key: value for key, value in OmegaConf.to_container(config.config).items() if value is not None}  # type: ignore[union-attr]
+    settings: dict[str, Any] = {str(key): value for key, value in config.config.items() if value is not None}
     if "grid" in settings:
         settings["grid"] = tuple(settings["grid"])
     return load_generator(
@@ -82,8 +81,6 @@ def zoo_file(reference: str, key: str) -> Path:
 
 
 def num_classes(generator: Generator) -> int:
-    return generator.sizes.num_classes
-
-
-def seed_everything(seed: int) -> None:
-    torch.manual_seed(seed)
+    if generator.num_classes is None:
+        raise ValueError(f"a {generator.family} generator has no classes to balance samples over")
+    return generator.num_classes

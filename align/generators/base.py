@@ -46,6 +46,7 @@ class Generator(nn.Module, ABC):
     family: str
     layout: TokenLayout
     vocab_size: int
+    num_classes: int | None = None  # None: not class-conditional
     gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
 
     @abstractmethod

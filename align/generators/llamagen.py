@@ -126,6 +126,7 @@ class LlamaGen(Generator):
         super().__init__()
         self.sizes = config  # not `config`: transformers.Trainer takes an attribute of that name for its own kind
         self.vocab_size = config.vocab_size
+        self.num_classes = config.num_classes
         self.layout = TokenLayout((1,) * (config.grid[0] * config.grid[1]))
         self.cls_embedding = _LabelEmbedding(config.num_classes + 1, config.dim)
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
