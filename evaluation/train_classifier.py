@@ -14,6 +14,8 @@ MAX_SHIFT = 1.5 / 14  # 1.5 pixels of 28, in grid_sample's [-1, 1]
 MAX_SCALE = 0.1
 NOISE_STD = 0.05
 WEIGHT_DECAY = 1e-2
+# Without it logits and features grow for as long as training lasts, and with them every Fréchet distance.
+LABEL_SMOOTHING = 0.05
 
 
 def train_classifier(
@@ -54,7 +56,8 @@ def train_classifier(
     for step in range(steps):
         index_B = torch.randint(num_images, (batch_size,), generator=generator)
         pixels_B1HW = augment(images_to_pixels(images_NHW3[index_B]), generator)
-        loss = F.cross_entropy(model.classify_pixels(pixels_B1HW).logits_BK, labels_N[index_B].long())
+        logits_BK = model.classify_pixels(pixels_B1HW).logits_BK
+        loss = F.cross_entropy(logits_BK, labels_N[index_B].long(), label_smoothing=LABEL_SMOOTHING)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from align.checkpoints import load_generator, load_tokenizer, save_tokenizer
 from align.data import Codes, TrainingStream
-from align.data.mnist import NUM_CLASSES, load_mnist
+from align.data.mnist import NUM_CLASSES, deformed, load_mnist
 from align.files import sha256_of_tensors, write_text
 from align.generators import LlamaGen, LlamaGenConfig
 from align.objectives import sft, token_logprobs
@@ -60,7 +60,12 @@ def main(overrides: list[str]) -> None:
         codes.save(run.folder / FILES["codes"])
         facts |= _tokenizer_facts(tokenizer, held_out.images_NHWC)
     with Stage("generator", facts):
-        generator = _generator(config.generator, codes, tokenizer, config.seed, run.folder)
+        copies = [
+            _encode(tokenizer, deformed(train.images_NHWC, seed=copy))
+            for copy in range(config.generator.deformed_copies)
+        ]
+        more = Codes(torch.cat([codes.tokens_NL, *copies]), train.labels_N.repeat(1 + len(copies)), codes.tokenizer)
+        generator = _generator(config.generator, more, tokenizer, config.seed, run.folder)
     with Stage("classifiers", facts):
         for file, (architecture, seed) in CLASSIFIERS.items():
             settings = config.classifiers
