@@ -26,12 +26,13 @@ from align.progress import progress_bar
 from align.tokenizers import VQConfig, VQTokenizer
 from align.training.tokenizer import train_tokenizer
 from evaluation.classifier import save_classifier
-from evaluation.protocol import Protocol, make_reference, self_check
+from evaluation.protocol import Evaluator, make_reference, self_check
 from evaluation.report import write_report
 from evaluation.results import ResultRow, read_results
 from evaluation.train_classifier import train_classifier
 from recipes.config import compose
 from recipes.evaluate import Judge, fid, tune_base
+from recipes.parts import make_protocol
 from recipes.run import Run, say
 from recipes.train import train_generator
 
@@ -56,12 +57,14 @@ def main(overrides: list[str]) -> None:
 
     with Stage("tokenizer", facts):
         tokenizer = _tokenizer(config.tokenizer, train.images_NHWC, config.seed, run.folder)
-        codes = Codes(_encode(tokenizer, train.images_NHWC), train.labels_N, sha256_of_tensors(tokenizer.state_dict()))
+        codes = Codes(
+            tokenizer.encode_images(train.images_NHWC), train.labels_N, sha256_of_tensors(tokenizer.state_dict())
+        )
         codes.save(run.folder / FILES["codes"])
         facts |= _tokenizer_facts(tokenizer, held_out.images_NHWC)
     with Stage("generator", facts):
         copies = [
-            _encode(tokenizer, deformed(train.images_NHWC, seed=copy))
+            tokenizer.encode_images(deformed(train.images_NHWC, seed=copy))
             for copy in range(config.generator.deformed_copies)
         ]
         more = Codes(torch.cat([codes.tokens_NL, *copies]), train.labels_N.repeat(1 + len(copies)), codes.tokenizer)
@@ -98,7 +101,7 @@ def main(overrides: list[str]) -> None:
         # everything is loaded back from its file: what is measured is what ships
         rows = _evaluate(config.evaluation, run.folder, tokenizer, train.images_NHWC, train.labels_N, facts)
         shipped = load_generator(str(run.folder))
-        held_out_codes = _encode(tokenizer, held_out.images_NHWC)
+        held_out_codes = tokenizer.encode_images(held_out.images_NHWC)
         facts["nll_train"], facts["nll_held_out"] = (
             _nll(shipped, tokens, labels)
             for tokens, labels in ((codes.tokens_NL[:1000], codes.labels_N[:1000]), (held_out_codes, held_out.labels_N))
@@ -140,15 +143,8 @@ def _tokenizer(config: DictConfig, images: Tensor, seed: int, folder: Path) -> V
     return load_tokenizer(folder / FILES["tokenizer"])
 
 
-def _encode(tokenizer: VQTokenizer, images_NHWC: Tensor) -> Tensor:
-    with torch.no_grad():
-        return torch.cat(
-            [tokenizer.encode((part.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5) for part in images_NHWC.split(32)]
-        )
-
-
 def _tokenizer_facts(tokenizer: VQTokenizer, images_NHWC: Tensor) -> dict[str, float]:
-    tokens = _encode(tokenizer, images_NHWC)
+    tokens = tokenizer.encode_images(images_NHWC)
     side = images_NHWC.shape[1] // tokenizer.config.downsampling
     with torch.no_grad():
         output = torch.cat([tokenizer.decode(part, (side, side)) for part in tokens.split(32)])
@@ -224,10 +220,7 @@ def _evaluate(
     labels_N: Tensor,
     facts: dict[str, Any],
 ) -> list[ResultRow]:
-    from evaluation.protocol import Evaluator
-    from recipes.parts import make_protocol
-
-    protocol: Protocol = make_protocol(f"zoo:{folder}")
+    protocol = make_protocol(f"zoo:{folder}")
     facts["self_check"] = self_check(protocol)
     generator = load_generator(str(folder))
     for name, source in (("train", images_NHWC), ("reconstruction", generator.decode(generator.encode(images_NHWC)))):
@@ -239,7 +232,7 @@ def _evaluate(
         judge,
         generator,
         seed=config.seed,
-        guidance_scales=list(config.guidance_scales)[1:],
+        guidance_scales=list(config.guidance_scales),
         temperatures=list(config.temperatures),
     )
     return read_results(folder / "results.jsonl")

@@ -45,6 +45,8 @@ class Run:
                 )
             shutil.rmtree(self.folder)
             earlier = {}
+        if earlier and resume:
+            _refuse_other_settings(earlier["config"], OmegaConf.to_container(config))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._spent = earlier.get("wall_seconds", 0.0) if resume else 0.0
         self.record: dict[str, Any] = {
@@ -70,6 +72,20 @@ class Run:
         self.record |= facts
         self.record["wall_seconds"] = round(self._spent + time.monotonic() - self._started, 1)
         write_text(self.folder / "run.json", json.dumps(self.record, indent=2) + "\n")
+
+
+def _refuse_other_settings(before: Any, now: Any, prefix: str = "") -> None:
+    """A run is resumed with its own settings, or not at all."""
+    for key in {**before, **now}:
+        if prefix + key in ("resume", "overwrite"):
+            continue
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            _refuse_other_settings(old, new, f"{prefix}{key}.")
+        elif old != new:
+            raise ValueError(
+                f"cannot resume with other settings: {prefix}{key} was {old!r}, now {new!r}; set it back, or use another output_dir="
+            )
 
 
 def describe_device() -> str:

@@ -88,13 +88,15 @@ def train_generator(
         callbacks=callbacks,
     )
     checkpoint = latest_checkpoint(folder) if resume else None
-    for torso in folder.glob("checkpoint-*"):
-        if not is_complete(torso):
-            shutil.rmtree(torso)
-    rewind_metrics(folder, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
+    if trainer.is_world_process_zero():
+        for torso in folder.glob("checkpoint-*"):
+            if not is_complete(torso):
+                shutil.rmtree(torso)
+        rewind_metrics(folder, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     if resume:
         say(f"resuming from {checkpoint}" if checkpoint else "no whole checkpoint to resume from; starting at step 0")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with stop:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
         say(
             f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} with a checkpoint; go on with resume=auto"

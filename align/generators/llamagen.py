@@ -25,8 +25,6 @@ from align.types import Condition
 # Heads of the published sizes (B, L, XL, XXL, 3B) by model width; shapes cannot tell
 PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 3200: 32}
 ROPE_BASE = 10000.0
-# images that pass through the tokenizer at once: bounds its memory, and on a CPU its maps then fit the cache
-PIXEL_CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -231,9 +229,7 @@ class LlamaGen(Generator):
     def encode(self, images_BHWC: Tensor) -> Tensor:
         tokenizer = self._tokenizer()
         self.check_images(images_BHWC)
-        pixels = images_BHWC.to(self.device).permute(0, 3, 1, 2)
-        with torch.no_grad():
-            return torch.cat([tokenizer.encode((part.float() / 255 - 0.5) / 0.5) for part in pixels.split(PIXEL_CHUNK)])
+        return tokenizer.encode_images(images_BHWC)
 
     def check_images(self, images_BHWC: Tensor) -> None:
         side = self._tokenizer().config.downsampling
@@ -244,12 +240,7 @@ class LlamaGen(Generator):
             )
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
-        tokenizer = self._tokenizer()
-        chunks = tokens_BL.to(self.device).split(PIXEL_CHUNK)
-        with torch.no_grad():
-            pixels = torch.cat([tokenizer.decode(part, self.sizes.grid) for part in chunks])
-        # truncation after +128 is the authors' sampler's rounding; FIDs depend on it
-        return (127.5 * pixels + 128.0).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        return self._tokenizer().decode_images(tokens_BL, self.sizes.grid)
 
     def _tokenizer(self) -> VQTokenizer:
         if self.tokenizer is None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 # GroupNorm's group count in every published file; it cannot be read from shapes
 NORM_GROUPS = 32
+# images that pass through the network at once: bounds its memory, and on a CPU its maps then fit the cache
+PIXEL_CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,22 @@ class VQTokenizer(nn.Module):
         """float [B, 3, H, W], about [-1, 1] and not clamped."""
         codes = self.quantize.lookup(tokens_BL)
         return self.decode_latents(codes.transpose(1, 2).unflatten(2, grid))
+
+    def encode_images(self, images_BHWC: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] to tokens [B, L], a few images at a time, without gradient."""
+        pixels = images_BHWC.to(self.quant_conv.weight.device).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            return torch.cat([self.encode((part.float() / 255 - 0.5) / 0.5) for part in pixels.split(PIXEL_CHUNK)])
+
+    def decode_images(self, tokens_BL: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Tokens to uint8 [B, H, W, 3], a few images at a time, without gradient.
+
+        Truncation after +128 is the authors' sampler's rounding; FIDs depend on it.
+        """
+        chunks = tokens_BL.to(self.quant_conv.weight.device).split(PIXEL_CHUNK)
+        with torch.no_grad():
+            pixels = torch.cat([self.decode(part, grid) for part in chunks])
+        return (127.5 * pixels + 128.0).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
     def decode_latents(self, codes_BChw: Tensor) -> Tensor:
         return self.decoder(self.post_quant_conv(codes_BChw))

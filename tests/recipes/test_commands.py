@@ -139,6 +139,14 @@ def test_a_run_is_not_overwritten_by_accident(capsys: pytest.CaptureFixture[str]
     assert Path("run/generator.pt").read_bytes() != before
 
 
+def test_a_run_is_resumed_with_its_own_settings_only(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "experiment=mnist/sft", "evaluation=none", "output_dir=run", *SHORT]
+    run(*arguments)
+    message = fails(capsys, *arguments, "trainer.learning_rate=0.5", "resume=auto")
+    assert "cannot resume with other settings: trainer.learning_rate was 0.0002, now 0.5" in message
+    run(*arguments, "resume=auto")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -243,7 +251,7 @@ def test_the_zoo_entry_is_made_from_nothing() -> None:
         "experiment=zoo/mnist-llamagen",
         "output_dir=made",
         *few,
-        "evaluation.guidance_scales=[1.0,2.0]",
+        "evaluation.guidance_scales=[2.0]",
         "evaluation.temperatures=[0.8]",
     )
     run(
