@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ALIGN_TRACEBACK"):
             traceback.print_exc()
-        return _fail(f"{error}", 1)
+        return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     return 0

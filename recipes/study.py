@@ -14,12 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from align.files import sha256_of_tensors
 from align.generators import Generator
+from align.training.contrast import Needs
 from align.types import SamplingConfig
 from evaluation.report import write_report
 from evaluation.results import read_results, summarize, text_table
 from recipes.config import CONF, compose, options
 from recipes.evaluate import Judge, tune_base
-from recipes.parts import EXPORT_FILE, make_generator, make_protocol
+from recipes.parts import EXPORT_FILE, make_generator, make_objective, make_protocol
 from recipes.run import Run, say
 from recipes.train import align_generator
 
@@ -31,6 +32,8 @@ def main(overrides: list[str]) -> None:
     evaluation = config.evaluation
     objective = config.objective._target_.rsplit(".", 1)[-1]
     arms = {objective: config.objective} | _control(config.control)
+    for section in arms.values():
+        Needs.of(make_objective(section))  # a mistake is answered before minutes of sampling
     run = Run(config, kind="study", overrides=overrides)
     run.update(runs=[f"{arm}-seed{seed}" for seed in config.seeds for arm in arms])
     (run.folder / "results.jsonl").unlink(missing_ok=True)
@@ -81,8 +84,8 @@ def _control(name: str | None) -> dict[str, DictConfig]:
 def _train(
     config: DictConfig, objective: DictConfig, seed: int, folder: Path, command: str, *, resume: bool
 ) -> Generator:
-    settings = config.copy()
-    settings.objective, settings.seed, settings.output_dir = objective, seed, str(folder)
+    own = {"objective": OmegaConf.to_container(objective), "seed": seed, "output_dir": str(folder)}
+    settings = OmegaConf.create({**OmegaConf.to_container(config), **own})  # type: ignore[dict-item]
     if resume and (folder / EXPORT_FILE).exists():
         generator_config = config.generator.copy()
         generator_config.checkpoint = str(folder / EXPORT_FILE)

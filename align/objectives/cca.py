@@ -38,7 +38,7 @@ def cca(
         dropped_B: bool, rows whose conditions were both replaced by the null condition.
         collision_B: bool, rows whose c' equals c.
         beta: in 1/nats; small beta pushes further. Express it against the sequence's likelihood: 0.02 for 576 tokens
-            of a 16k codebook (the paper), about 0.15 for the shipped 49-token generator.
+            of a 16k codebook (the paper), about 0.2 for the shipped 49-token generator.
         lambda_: weight of the negatives; larger is more fidelity and less diversity.
         normalizer: rows of the whole optimiser step, over accumulation and ranks; the rows given if None.
 

@@ -27,7 +27,7 @@ def test_every_experiment_composes(experiment: str) -> None:
 
 def test_a_study_takes_an_experiment_too() -> None:
     config = compose("study", ["experiment=mnist/cca", "seeds=[4]"])
-    assert (config.output_dir, config.objective.beta, config.seeds) == ("runs/mnist/cca-study", 0.15, [4])
+    assert (config.output_dir, config.objective.beta, config.seeds) == ("runs/mnist/cca-study", 0.2, [4])
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_experiments_change_what_they_say() -> None:
     config = compose("train", ["experiment=mnist/cca", "objective.beta=0.3", "trainer.max_steps=7"])
     assert config.objective.beta == 0.3
     assert config.trainer.max_steps == 7
-    assert config.objective._target_ == "align.objectives.cca.cca"
+    assert config.objective._target_ == "align.objectives.cca"
 
 
 @pytest.mark.parametrize(
