@@ -16,7 +16,7 @@ from torch import Tensor, nn
 # GroupNorm's group count in every published file; it cannot be read from shapes
 NORM_GROUPS = 32
 # images that pass through the network at once: bounds its memory, and on a CPU its maps then fit the cache
-PIXEL_CHUNK = 32
+PIXEL_CHUNK = 16
 
 
 @dataclass(frozen=True)
