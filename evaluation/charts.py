@@ -227,7 +227,7 @@ def guidance_chart(arms: Sequence[Arm], roles: Roles, metric: Metric, names: dic
     marks = [_mark(arm, metric, roles, names) for arm in [*tempered, *reported]]
     scales = sorted({arm.guidance_scale for arm in arms})
     span = max(scales[-1] - scales[0], 0.5)
-    x_range = (scales[0] - 0.42 * span, scales[-1] + 0.12 * span)
+    x_range = (scales[0] - 0.6 * span, scales[-1] + 0.12 * span)
     every = math.ceil(len(scales) / 8)
     return plot(
         lines,
