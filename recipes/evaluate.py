@@ -7,6 +7,7 @@ written anew. For example: align eval generator.checkpoint=runs/mnist/cca label=
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,20 +104,20 @@ def fid(row: ResultRow) -> float:
     return next(value for key, value in row.metrics.items() if key.startswith("fid_"))
 
 
-def tune_base(
-    judge: Judge, generator: Generator, *, seed: int, guidance_scales: list[float], temperatures: list[float]
-) -> tuple[SamplingConfig, SamplingConfig]:
-    """The base's best temperature without guidance, and its best guidance scale at temperature 1, by FID on one seed.
+def base_settings(
+    judge: Judge, generator: Generator, *, seed: int, guidance_scales: Iterable[float], temperatures: Iterable[float]
+) -> list[SamplingConfig]:
+    """How the base is shown: plain, at its best temperature without guidance, and at its best guidance scale.
 
-    The seed is another than those that claims are made on, so that the best of a grid is not also its luckiest draw.
+    Best by FID on one seed. It is another seed than those that claims are made on, so that the best of a grid is not
+    also its luckiest draw.
     """
     plain = SamplingConfig(seed=seed)
     tempered = [plain, *(replace(plain, temperature=t) for t in temperatures)]
     guided = [replace(plain, guidance_scale=s) for s in guidance_scales]
     scores = {setting: fid(judge.score(generator, "base", setting, split="select")) for setting in [*tempered, *guided]}
-    best_temperature = min(tempered[1:], key=lambda setting: scores[setting], default=plain)
-    best_guidance = min(guided, key=lambda setting: scores[setting], default=plain)
-    return best_temperature, best_guidance
+    best = [min(tried, key=lambda setting: scores[setting], default=plain) for tried in (tempered[1:], guided)]
+    return list(dict.fromkeys([plain, *best]))
 
 
 def main(overrides: list[str]) -> None:

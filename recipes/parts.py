@@ -62,7 +62,9 @@ def make_objective(config: DictConfig) -> Objective:
     try:
         return instantiate(config)
     except Exception as error:
-        raise ValueError(f"cannot build the objective {config.get('_target_')}: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"cannot build the objective {config.get('_target_')}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def make_protocol(reference: str) -> Protocol:

@@ -31,7 +31,7 @@ from evaluation.report import write_report
 from evaluation.results import ResultRow, read_results
 from evaluation.train_classifier import train_classifier
 from recipes.config import compose
-from recipes.evaluate import Judge, fid, tune_base
+from recipes.evaluate import Judge, base_settings, fid
 from recipes.parts import make_protocol
 from recipes.run import Run, say
 from recipes.train import train_generator
@@ -228,12 +228,8 @@ def _evaluate(
         evaluator.update(source, labels_N)
         facts[f"fid_{name}"] = next(iter(evaluator.compute().metrics.values()))
     judge = Judge(protocol, config.num_images, config.batch_size, folder)
-    tune_base(
-        judge,
-        generator,
-        seed=config.seed,
-        guidance_scales=list(config.guidance_scales),
-        temperatures=list(config.temperatures),
+    base_settings(
+        judge, generator, seed=config.seed, guidance_scales=config.guidance_scales, temperatures=config.temperatures
     )
     return read_results(folder / "results.jsonl")
 

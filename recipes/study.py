@@ -19,7 +19,7 @@ from align.types import SamplingConfig
 from evaluation.report import write_report
 from evaluation.results import read_results, summarize, text_table
 from recipes.config import CONF, compose, options
-from recipes.evaluate import Judge, tune_base
+from recipes.evaluate import Judge, base_settings
 from recipes.parts import EXPORT_FILE, make_generator, make_objective, make_protocol
 from recipes.run import Run, say
 from recipes.train import align_generator
@@ -41,16 +41,16 @@ def main(overrides: list[str]) -> None:
     base = make_generator(config.generator)
     hashes = {"base": sha256_of_tensors(base.state_dict())}
 
-    tempered, guided = tune_base(
+    settings = base_settings(
         judge,
         base,
         seed=evaluation.select_seed,
-        guidance_scales=list(evaluation.guidance_scales),
-        temperatures=list(evaluation.temperatures),
+        guidance_scales=evaluation.guidance_scales,
+        temperatures=evaluation.temperatures,
     )
     for order, seed in enumerate(config.seeds):
         sampling_seed = evaluation.seed + order
-        for sampling in dict.fromkeys((SamplingConfig(), tempered, guided)):
+        for sampling in settings:
             judge.score(base, "base", replace(sampling, seed=sampling_seed), split="report", grid=order == 0)
         for arm, objective_config in arms.items():
             name = f"{arm}-seed{seed}"

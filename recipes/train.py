@@ -26,7 +26,7 @@ from align.types import SamplingConfig
 from evaluation.report import write_report
 from evaluation.results import read_results, summarize, text_table
 from recipes.config import compose
-from recipes.evaluate import Judge, tune_base
+from recipes.evaluate import Judge, base_settings
 from recipes.parts import EXPORT_FILE, make_codes, make_generator, make_objective, make_protocol, num_classes
 from recipes.run import Run, say
 
@@ -186,17 +186,17 @@ def main(overrides: list[str]) -> None:
 
 def compare(judge: Judge, base: Generator, others: dict[str, Generator], evaluation: DictConfig, *, seed: int) -> None:
     """One training run's rows: the base plain, at its best temperature and at its best guidance, then the trained ones."""
-    tempered, guided = tune_base(
+    settings = base_settings(
         judge,
         base,
         seed=evaluation.select_seed,
-        guidance_scales=list(evaluation.guidance_scales),
-        temperatures=list(evaluation.temperatures),
+        guidance_scales=evaluation.guidance_scales,
+        temperatures=evaluation.temperatures,
     )
     for scale in evaluation.aligned_guidance_scales:
         sampling = SamplingConfig(guidance_scale=scale, seed=evaluation.select_seed)
         judge.score(others["aligned"], "aligned", sampling, split="select")
-    for sampling in dict.fromkeys((SamplingConfig(), tempered, guided)):
+    for sampling in settings:
         judge.score(base, "base", replace(sampling, seed=seed), split="report", grid=True)
     for label, generator in others.items():
         judge.score(generator, label, SamplingConfig(seed=seed), split="report", grid=True)

@@ -110,7 +110,7 @@ def test_the_tokenizer_is_neither_trained_nor_saved(any_generator: Generator) ->
 
 def test_saved_weights_give_the_same_logits(any_generator: Generator, condition: Condition, tmp_path: Path) -> None:
     any_generator.save_published(tmp_path / "generator.pt")
-    sizes = any_generator.sizes  # type: ignore[attr-defined]
+    sizes = any_generator.sizes
     again = load_generator(any_generator.family, tmp_path / "generator.pt", grid=sizes.grid, num_heads=sizes.num_heads)
     tokens = sample(any_generator, condition).tokens_BL
     with torch.no_grad():

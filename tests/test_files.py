@@ -105,7 +105,7 @@ def test_what_shapes_cannot_tell_is_asked_for(checkpoint: Path) -> None:
 
 
 def test_a_tokenizer_of_another_codebook_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    state = tiny_llamagen().tokenizer.state_dict()  # type: ignore[union-attr]
+    state = tiny_llamagen().tokenizer.state_dict()
     state["quantize.embedding.weight"] = torch.randn(32, 4)
     save_tensors(tmp_path / "vq.pt", state, "model")
     with pytest.raises(ValueError, match="speaks 16 tokens and its tokenizer has 32 codes"):

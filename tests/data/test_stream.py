@@ -42,9 +42,9 @@ def test_negatives_follow_the_labels_and_drops_their_rate() -> None:
 @pytest.mark.parametrize("other", [{"seed": 1}, {"label_drop": 0.2}, {"length": 61}])
 def test_the_fingerprint_tells_streams_apart(other: dict[str, float]) -> None:
     settings = {"length": 60, "seed": 0, "label_drop": 0.1}
-    fingerprint = TrainingStream(codes(), **settings).fingerprint  # type: ignore[arg-type]
-    assert fingerprint == TrainingStream(codes(), **settings).fingerprint  # type: ignore[arg-type]
-    assert fingerprint != TrainingStream(codes(), **{**settings, **other}).fingerprint  # type: ignore[arg-type]
+    fingerprint = TrainingStream(codes(), **settings).fingerprint
+    assert fingerprint == TrainingStream(codes(), **settings).fingerprint
+    assert fingerprint != TrainingStream(codes(), **{**settings, **other}).fingerprint
 
 
 def test_codes_round_trip(tmp_path: Path) -> None:

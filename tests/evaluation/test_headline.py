@@ -20,7 +20,7 @@ def rows(label: str, fids: Sequence[float], *, accuracy: float = 0.8, **settings
             metrics={"fid_mnist-cnn_2k": fid, "accuracy_mnist-cnn_2k": accuracy},
             stderr={"fid_mnist-cnn_2k": 0.3},
             forwards_per_image=98.0 if settings.get("guidance_scale", 1.0) != 1.0 else 49.0,
-            **settings,  # type: ignore[arg-type]
+            **settings,
         )
         for index, fid in enumerate(fids)
     ]

@@ -62,7 +62,7 @@ def row(label: str, fid: float, **changes: object) -> ResultRow:
         extractor_fingerprint="cafe42",
         forwards_per_image=49.0,
     )
-    return replace(plain, **changes)  # type: ignore[arg-type]
+    return replace(plain, **changes)
 
 
 def write_png(path: Path, width: int) -> None:

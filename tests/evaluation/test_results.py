@@ -28,7 +28,7 @@ def row(label: str = "base", fid: float = 16.0, **changes: object) -> ResultRow:
         reference_n=1000,
         extractor_fingerprint="cafe",
     )
-    return replace(plain, **changes)  # type: ignore[arg-type]
+    return replace(plain, **changes)
 
 
 # ---- rows on disk
@@ -109,12 +109,12 @@ def test_statistics_of_an_arm() -> None:
     assert spread.values == {1: 16.0, 2: 19.0, 3: 16.0}
     assert (spread.median, spread.min, spread.max) == (16.0, 16.0, 19.0)
     assert spread.sd == pytest.approx(math.sqrt(3))  # mean 17, squared deviations 1 + 4 + 1 over 2
-    assert math.isnan(summarize([row()])[0].metric("fid").sd)  # type: ignore[union-attr]
+    assert math.isnan(summarize([row()])[0].metric("fid").sd)
 
 
 def test_an_undefined_seed_makes_the_median_undefined() -> None:
     (arm,) = summarize([row(fid=16.0, seed=1), row(fid=math.nan, seed=2)])
-    assert math.isnan(arm.metric("fid").median)  # type: ignore[union-attr]
+    assert math.isnan(arm.metric("fid").median)
 
 
 def test_settings_and_splits_make_arms_and_later_rows_win() -> None:
@@ -132,13 +132,13 @@ def test_settings_and_splits_make_arms_and_later_rows_win() -> None:
         ("no guidance, T=0.7", "report"),
         ("no guidance, T=1", "select"),
     ]
-    assert arms[0].metric("fid").values == {1: 16.0}  # type: ignore[union-attr]
+    assert arms[0].metric("fid").values == {1: 16.0}
 
 
 def test_metric_lookup() -> None:
     (arm,) = summarize([row()])
     for name in ("fid", "fid_", "fid_mnist-cnn_2k"):
-        assert arm.metric(name).median == 16.0  # type: ignore[union-attr]
+        assert arm.metric(name).median == 16.0
     assert arm.metric("precision") is None
     with pytest.raises(ValueError, match="'fid' is ambiguous: fid_a_2k, fid_b_2k"):
         row(metrics={"fid_a_2k": 1.0, "fid_b_2k": 2.0})
@@ -164,7 +164,7 @@ def test_pairs_by_common_seed() -> None:
     [("protocol", "adm-inception"), ("n", 1000), ("reference_n", 5000), ("extractor_fingerprint", "beef")],
 )
 def test_refuses_to_mix(name: str, value: object) -> None:
-    changed = replace(row(), **{name: value})  # type: ignore[arg-type]
+    changed = replace(row(), **{name: value})
     base, aligned = summarize([row(), replace(changed, label="aligned")])
     with pytest.raises(ValueError, match=f"different {name}: .*'base' .*seed 1.*'aligned'"):
         paired(aligned, base, "fid")

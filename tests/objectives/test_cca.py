@@ -21,7 +21,7 @@ def run(
     collision: bool = False,
     beta: float,
     lambda_: float,
-):  # type: ignore[no-untyped-def]
+):
     return cca(
         torch.tensor([gap_positive - 3.0]),
         torch.tensor([gap_negative - 5.0]),

@@ -60,4 +60,4 @@ def test_draw_follows_the_probabilities() -> None:
 )
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        SamplingConfig(**wrong)  # type: ignore[arg-type]
+        SamplingConfig(**wrong)

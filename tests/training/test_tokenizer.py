@@ -31,10 +31,10 @@ def test_it_learns_and_is_deterministic() -> None:
     settings = {"steps": 60, "batch_size": 8, "learning_rate": 5e-3, "revive_every": 10}
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    tokenizer = train_tokenizer(stripes(), SIZES, on_step=watch, **settings)  # type: ignore[arg-type]
+    tokenizer = train_tokenizer(stripes(), SIZES, on_step=watch, **settings)
     assert torch.equal(torch.random.get_rng_state(), before)  # the caller's random state is its own
     assert losses[-1] < 0.3 * losses[0]
     assert max(used) >= 0.75
     torch.manual_seed(2)
-    again = train_tokenizer(stripes(), SIZES, **settings)  # type: ignore[arg-type]
+    again = train_tokenizer(stripes(), SIZES, **settings)
     assert all(torch.equal(a, b) for a, b in zip(tokenizer.parameters(), again.parameters(), strict=True))

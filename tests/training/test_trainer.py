@@ -183,7 +183,7 @@ def test_cached_reference_says_what_it_lacks() -> None:
     reference = CachedReference(torch.zeros(4, 1), "f")
     batch = {"position": torch.tensor([0]), "tokens": torch.zeros(1, 6)}
     with pytest.raises(ValueError, match="holds 1 log-probs an image; 2 were asked for"):
-        reference.score(batch, [None, None])  # type: ignore[list-item]
+        reference.score(batch, [None, None])
 
 
 def test_a_non_finite_loss_stops_before_the_update(tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_non_finite_loss_stops_before_the_update(tmp_path: Path) -> None:
 def test_an_objective_of_unknown_inputs_is_refused(tmp_path: Path) -> None:
     def odd(policy_positive_B: Tensor, rewards_B: Tensor, *, normalizer: float | None = None) -> None: ...
 
-    OBJECTIVES["odd"] = odd  # type: ignore[assignment]
+    OBJECTIVES["odd"] = odd
     try:
         with pytest.raises(ValueError, match=r"takes rewards_B, which nothing supplies.*policy_positive_B"):
             train(tmp_path, "odd")
