@@ -16,7 +16,7 @@ from align.generators import Generator
 from align.training.contrast import Objective
 from align.types import SamplingConfig
 from evaluation.classifier import load_classifier
-from evaluation.protocol import Protocol, Reference
+from evaluation.protocol import Protocol, Reference, self_check
 from recipes.run import pick_device
 
 EXPORT_FILE = "generator.pt"  # the aligned generator in a run's folder, in the published format
@@ -68,13 +68,15 @@ def make_objective(config: DictConfig) -> Objective:
 
 
 def make_protocol(reference: str) -> Protocol:
-    """The evaluation protocol that comes with a zoo entry, as `zoo:NAME`."""
+    """The evaluation protocol that comes with a zoo entry, as `zoo:NAME`; its real-against-real check is run first."""
     if not reference.startswith("zoo:"):
         raise ValueError(f"unknown protocol {reference!r}; use zoo:NAME, the protocol of a zoo entry")
     folder = zoo_entry(reference.removeprefix("zoo:"))
     entry = json.loads((folder / "config.json").read_text())["protocol"]
     extractor = load_classifier(folder / entry["extractor"]).to(pick_device()).eval()
-    return Protocol(entry["name"], extractor, Reference.load(folder / entry["reference"]))
+    protocol = Protocol(entry["name"], extractor, Reference.load(folder / entry["reference"]))
+    self_check(protocol)
+    return protocol
 
 
 def zoo_file(reference: str, key: str) -> Path:

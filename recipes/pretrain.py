@@ -99,7 +99,7 @@ def main(overrides: list[str]) -> None:
 
     with Stage("evaluation", facts):
         # everything is loaded back from its file: what is measured is what ships
-        rows = _evaluate(config.evaluation, run.folder, tokenizer, train.images_NHWC, train.labels_N, facts)
+        rows = _evaluate(config.evaluation, run.folder, train.images_NHWC, train.labels_N, facts)
         shipped = load_generator(str(run.folder))
         held_out_codes = tokenizer.encode_images(held_out.images_NHWC)
         facts["nll_train"], facts["nll_held_out"] = (
@@ -213,12 +213,7 @@ def _nll(generator: Any, tokens_NL: Tensor, labels_N: Tensor) -> float:
 
 
 def _evaluate(
-    config: DictConfig,
-    folder: Path,
-    tokenizer: VQTokenizer,
-    images_NHWC: Tensor,
-    labels_N: Tensor,
-    facts: dict[str, Any],
+    config: DictConfig, folder: Path, images_NHWC: Tensor, labels_N: Tensor, facts: dict[str, Any]
 ) -> list[ResultRow]:
     protocol = make_protocol(f"zoo:{folder}")
     facts["self_check"] = self_check(protocol)

@@ -27,7 +27,7 @@ class Run:
     Args:
         kind: train, study, sweep, eval, ... (the command).
         overrides: the command line's key=value, to say how to reproduce it.
-        append: rows are added to a folder that has some already (eval, sample).
+        append: a folder of the same kind may be used again (eval adds rows, sample draws anew).
     """
 
     def __init__(
@@ -37,6 +37,10 @@ class Run:
         self._started = time.monotonic()
         resume = config.get("resume") == "auto"
         earlier = self.read()
+        if earlier and append and earlier["kind"] != kind:
+            raise ValueError(
+                f"{self.folder} holds a run of `align {earlier['kind']}`, whose run.json would be replaced; set another output_dir="
+            )
         if earlier and not append and not resume:
             if not config.get("overwrite", False):
                 choices = "resume=auto to go on with it, " if "resume" in config else ""

@@ -139,6 +139,14 @@ def test_a_run_is_not_overwritten_by_accident(capsys: pytest.CaptureFixture[str]
     assert Path("run/generator.pt").read_bytes() != before
 
 
+def test_a_training_run_is_not_taken_for_evaluations(capsys: pytest.CaptureFixture[str]) -> None:
+    run("train", "experiment=mnist/sft", "evaluation=none", "output_dir=run", *SHORT)
+    before = Path("run/run.json").read_text()
+    message = fails(capsys, "eval", "output_dir=run", "evaluation.num_images=70")
+    assert "run holds a run of `align train`, whose run.json would be replaced" in message
+    assert Path("run/run.json").read_text() == before
+
+
 def test_a_run_is_resumed_with_its_own_settings_only(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", "experiment=mnist/sft", "evaluation=none", "output_dir=run", *SHORT]
     run(*arguments)
