@@ -336,12 +336,12 @@ def paired(arm: Arm, base: Arm, metric: str) -> Paired:
 
 
 def text_table(arms: Sequence[Arm]) -> str:
-    """The arms as aligned columns for a terminal: medians over the seeds, with the range of the first metric."""
+    """The arms as aligned columns for a terminal: medians over the seeds, with their range."""
     table = [["arm", "guidance", "T", *(metric.title for metric in METRICS), "forwards/img", "img/s", "seeds"]]
     for arm in arms:
         name = [arm.label, *arm.filters, *(["(select)"] if arm.split == "select" else [])]
         guidance = "off" if arm.guidance_scale == 1 else f"{arm.guidance_scale:g}"
-        values = [_cell(arm.metric(metric.name), metric.digits, metric is METRICS[0]) for metric in METRICS]
+        values = [_cell(arm.metric(metric.name), metric.digits) for metric in METRICS]
         costs = ["-" if cost is None else f"{cost:.0f}" for cost in (arm.forwards_per_image, arm.images_per_second)]
         table.append([" ".join(name), guidance, f"{arm.temperature:g}", *values, *costs, str(len(arm.rows))])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
@@ -352,10 +352,10 @@ def text_table(arms: Sequence[Arm]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def _cell(spread: Spread | None, digits: int, with_range: bool) -> str:
+def _cell(spread: Spread | None, digits: int) -> str:
     if spread is None:
         return "-"
     text = f"{spread.median:.{digits}f}"
-    if with_range and len(spread.values) > 1:
+    if len(spread.values) > 1:
         text += f" [{spread.min:.{digits}f}-{spread.max:.{digits}f}]"
     return text
