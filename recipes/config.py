@@ -27,6 +27,7 @@ def compose(command: str, overrides: list[str]) -> DictConfig:
             required value (`???`) that was not given.
     """
     parsed = _parse(overrides)
+    _refuse_foreign_experiment(command, parsed)
     groups = [str(item.input_line) for item in parsed if _is_group(item)]
     try:
         base = _compose(command, groups)
@@ -59,6 +60,18 @@ def _parse(overrides: list[str]) -> list[Override]:
 
 def _is_group(item: Override) -> bool:
     return (CONF / item.key_or_group).is_dir()
+
+
+def _refuse_foreign_experiment(command: str, parsed: list[Override]) -> None:
+    """Experiments under zoo/ make a generator, all others align one."""
+    for item in parsed:
+        choice = item.value()
+        if item.key_or_group == "experiment" and isinstance(choice, str):
+            wanted = "pretrain" if choice.startswith("zoo/") else "train"
+            if (command == "pretrain") != (wanted == "pretrain"):
+                raise ValueError(
+                    f"experiment {choice!r} is not for `align {command}`; try: align {wanted} experiment={choice}"
+                )
 
 
 def _check(item: Override, base: DictConfig) -> None:

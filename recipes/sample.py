@@ -5,6 +5,8 @@ For example: align sample labels=[3,3,3,3] sampling.guidance_scale=2 sampling.se
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -31,7 +33,7 @@ def main(overrides: list[str]) -> None:
     images = torch.cat([generator.decode(rollout.tokens_BL).cpu() for rollout in rollouts])
     save_grid(images, run.folder / "samples.png", columns=config.columns)
 
-    def write(path):  # type: ignore[no-untyped-def]
+    def write(path: Path) -> None:
         with path.open("wb") as file:
             np.savez_compressed(file, arr_0=images.numpy(), arr_1=np.array(labels))
 

@@ -67,6 +67,10 @@ def test_experiments_change_what_they_say() -> None:
         (["overwrite=maybe"], r"overwrite is False by default, true or false; got 'maybe'"),
         (["max_steps"], r"cannot read 'max_steps': settings are key=value"),
         (["data=codes"], r"required and not given: data.codes"),
+        (
+            ["experiment=zoo/mnist-llamagen"],
+            r"is not for `align train`; try: align pretrain experiment=zoo/mnist-llamagen",
+        ),
     ],
 )
 def test_mistakes_are_refused_with_a_way_out(overrides: list[str], message: str) -> None:
