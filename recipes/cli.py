@@ -27,7 +27,7 @@ Post-training alignment for autoregressive image generators.
 {commands}
 
 Every setting is a key=value; `align COMMAND --help` shows them. To begin:
-  align train experiment=mnist/cca      align the shipped generator, about two minutes on a laptop
+  align train experiment=mnist/cca      align the shipped generator, a few minutes on two cores
   align zoo                             what is shipped
 """
 

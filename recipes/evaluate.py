@@ -7,11 +7,11 @@ written anew. For example: align eval generator.checkpoint=runs/mnist/cca label=
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 
 from align.files import sha256_of_tensors
 from align.generators import Generator
@@ -104,17 +104,17 @@ def fid(row: ResultRow) -> float:
     return next(value for key, value in row.metrics.items() if key.startswith("fid_"))
 
 
-def base_settings(
-    judge: Judge, generator: Generator, *, seed: int, guidance_scales: Iterable[float], temperatures: Iterable[float]
-) -> list[SamplingConfig]:
+def base_settings(judge: Judge, generator: Generator, evaluation: DictConfig) -> list[SamplingConfig]:
     """How the base is shown: plain, at its best temperature without guidance, and at its best guidance scale.
+
+    `evaluation` is a configuration's section of that name: select_seed, guidance_scales, temperatures.
 
     Best by FID on one seed. It is another seed than those that claims are made on, so that the best of a grid is not
     also its luckiest draw.
     """
-    plain = SamplingConfig(seed=seed)
-    tempered = [plain, *(replace(plain, temperature=t) for t in temperatures)]
-    guided = [replace(plain, guidance_scale=s) for s in guidance_scales]
+    plain = SamplingConfig(seed=evaluation.select_seed)
+    tempered = [plain, *(replace(plain, temperature=t) for t in evaluation.temperatures)]
+    guided = [replace(plain, guidance_scale=s) for s in evaluation.guidance_scales]
     scores = {setting: fid(judge.score(generator, "base", setting, split="select")) for setting in [*tempered, *guided]}
     best = [min(tried, key=lambda setting: scores[setting], default=plain) for tried in (tempered[1:], guided)]
     return list(dict.fromkeys([plain, *best]))

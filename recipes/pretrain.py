@@ -223,9 +223,7 @@ def _evaluate(
         evaluator.update(source, labels_N)
         facts[f"fid_{name}"] = next(iter(evaluator.compute().metrics.values()))
     judge = Judge(protocol, config.num_images, config.batch_size, folder)
-    base_settings(
-        judge, generator, seed=config.seed, guidance_scales=config.guidance_scales, temperatures=config.temperatures
-    )
+    base_settings(judge, generator, config)
     return read_results(folder / "results.jsonl")
 
 

@@ -41,13 +41,7 @@ def main(overrides: list[str]) -> None:
     base = make_generator(config.generator)
     hashes = {"base": sha256_of_tensors(base.state_dict())}
 
-    settings = base_settings(
-        judge,
-        base,
-        seed=evaluation.select_seed,
-        guidance_scales=evaluation.guidance_scales,
-        temperatures=evaluation.temperatures,
-    )
+    settings = base_settings(judge, base, evaluation)
     for order, seed in enumerate(config.seeds):
         sampling_seed = evaluation.seed + order
         for sampling in settings:

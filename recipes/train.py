@@ -186,13 +186,7 @@ def main(overrides: list[str]) -> None:
 
 def compare(judge: Judge, base: Generator, others: dict[str, Generator], evaluation: DictConfig, *, seed: int) -> None:
     """One training run's rows: the base plain, at its best temperature and at its best guidance, then the trained ones."""
-    settings = base_settings(
-        judge,
-        base,
-        seed=evaluation.select_seed,
-        guidance_scales=evaluation.guidance_scales,
-        temperatures=evaluation.temperatures,
-    )
+    settings = base_settings(judge, base, evaluation)
     for scale in evaluation.aligned_guidance_scales:
         sampling = SamplingConfig(guidance_scale=scale, seed=evaluation.select_seed)
         judge.score(others["aligned"], "aligned", sampling, split="select")

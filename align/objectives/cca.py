@@ -21,7 +21,7 @@ def cca(
     lambda_: float,
     normalizer: float | None = None,
 ) -> LossOutput:
-    """CCA (Chen et al. 2024, arXiv 2410.09347, eq. 12 and its label-drop form).
+    """CCA (Chen et al. 2024, arXiv 2410.09347), in the form with label drop that its authors train with.
 
     Each image x has its own condition c (positive) and one of another image c' (negative). With gaps
     g = log p_policy(x|.) - log p_reference(x|.) and l = log sigmoid,
