@@ -13,6 +13,7 @@ from pathlib import Path
 COMMANDS = {
     "train": ("recipes.train", "align a generator by an objective, measure, report"),
     "study": ("recipes.study", "train an objective and its control over seeds, compare with the base, report"),
+    "data": ("recipes.data", "make training data: `align data pairs` draws preference pairs"),
     "sample": ("recipes.sample", "draw images from any checkpoint"),
     "eval": ("recipes.evaluate", "score a checkpoint under one sampling setting"),
     "sweep": ("recipes.sweep", "score a checkpoint over guidance scales and temperatures"),
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean: align {near[0]}?" if near else ""
         return _fail(f"unknown command {command!r}; known: {', '.join(COMMANDS)}.{hint}", 2)
     if "-h" in overrides or "--help" in overrides:
-        return _help(command)
+        return _help(command, overrides)
     try:
         importlib.import_module(COMMANDS[command][0]).main(overrides)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -60,17 +61,22 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _help(command: str) -> int:
+def _help(command: str, words: list[str]) -> int:
     folder = Path(__file__).parent / "conf"
     module = Path(__file__).parent / f"{COMMANDS[command][0].split('.')[1]}.py"
+    # `align data pairs`: a word after the command chooses among its several configurations
+    parts = sorted(path.stem.removeprefix(f"{command}_") for path in folder.glob(f"{command}_*.yaml"))
+    part = next((word for word in words if word in parts), None)
     import ast
 
-    print(f"usage: align {command} [key=value ...]\n")
+    chosen = part or (f"{{{','.join(parts)}}}" if parts else "")
+    print(f"usage: {' '.join(filter(None, ['align', command, chosen]))} [key=value ...]\n")
     print(ast.get_docstring(ast.parse(module.read_text())))
-    if (folder / f"{command}.yaml").exists():
+    name = f"{command}_{part}" if part else command
+    if (folder / f"{name}.yaml").exists():
         from recipes.config import describe
 
-        print(f"\n{describe(command)}")
+        print(f"\n{describe(name)}")
     return 0
 
 

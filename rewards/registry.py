@@ -1,0 +1,119 @@
+"""From a name to a reward: a built-in, an installed package's, or a function in a file."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from rewards.base import RewardFunction
+
+GROUP = "align.rewards"
+BUILT_IN = (
+    EntryPoint("classifier-log-prob", "rewards.builtin.classifier:classifier_log_prob", GROUP),
+    EntryPoint("jpeg-compressibility", "rewards.builtin.jpeg:jpeg_compressibility", GROUP),
+)
+
+
+def known_rewards() -> list[str]:
+    """Names of the built-in rewards and of those that installed packages register."""
+    return sorted(_registered())
+
+
+def load_reward(name: str, **kwargs: Any) -> RewardFunction:
+    """The function of a reward, with its settings bound.
+
+    Args:
+        name: a built-in; the name of an entry point of the group `align.rewards` in any installed package; or
+            `path/to/file.py:function`. The file is run each time that a reward is loaded from it.
+        kwargs: the function's own keywords after images and conditions, bound to it as functools.partial does.
+
+    Raises:
+        ValueError: an unknown name, a file or package that does not import or lacks the function, or keywords that do
+            not fit the function.
+    """
+    path, _, attribute = name.rpartition(":")
+    function = _from_file(Path(path), attribute) if path.endswith(".py") else _from_registry(name)
+    if not callable(function):
+        raise ValueError(
+            f"reward {name!r} is of type {type(function).__name__}; a function of images and conditions is needed"
+        )
+    _check_signature(name, function, kwargs)
+    return functools.partial(function, **kwargs) if kwargs else function
+
+
+def _registered() -> dict[str, list[EntryPoint]]:
+    found: dict[str, list[EntryPoint]] = {}
+    for point in (*BUILT_IN, *entry_points(group=GROUP)):
+        same = found.setdefault(point.name, [])
+        if point.value not in [other.value for other in same]:
+            same.append(point)
+    return found
+
+
+def _from_registry(name: str) -> Any:
+    registered = _registered()
+    if name not in registered:
+        near = difflib.get_close_matches(name, registered, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ValueError(
+            f"unknown reward {name!r}; known: {', '.join(sorted(registered))}{hint} Your own is path/to/file.py:function, or registered under {GROUP} by a package that is installed"
+        )
+    points = registered[name]
+    if len(points) > 1:
+        homes = ", ".join(point.value for point in points)
+        raise ValueError(f"there are {len(points)} rewards named {name!r}: {homes}; rename or uninstall all but one")
+    try:
+        return points[0].load()
+    except Exception as error:
+        raise ValueError(
+            f"reward {name!r} is registered as {points[0].value}, which does not import: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _from_file(path: Path, attribute: str) -> Any:
+    if not path.exists():
+        raise ValueError(
+            f"there is no file {path} to load the reward {attribute!r} from; the path is relative to {Path.cwd()}"
+        )
+    module_name = f"align_reward_{path.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    assert spec is not None and spec.loader is not None  # it ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickle look their module up by name
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module_name]
+        raise ValueError(f"{path} does not import: {type(error).__name__}: {error}") from error
+    if not hasattr(module, attribute):
+        known = [
+            name
+            for name, value in vars(module).items()
+            if getattr(value, "__module__", "") == module_name and inspect.isfunction(value)
+        ]
+        near = difflib.get_close_matches(attribute, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{path} has no {attribute!r}; its functions: {', '.join(known) or 'none'}{hint}")
+    return getattr(module, attribute)
+
+
+def _check_signature(name: str, function: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+    """A mistyped or missing setting is answered now, not after the first images."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return  # some compiled functions do not tell theirs
+    try:
+        signature.bind(None, None, **kwargs)
+    except TypeError as error:
+        raise ValueError(
+            f"reward {name!r} cannot be called as function(images, conditions{''.join(f', {key}=...' for key in kwargs)}): {error}; it takes {signature}"
+        ) from error
