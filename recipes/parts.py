@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from align.checkpoints import load_generator, zoo_entry
-from align.data import Codes
+from align.data import Codes, PreferencePairs
+from align.data.mnist import deformed, load_mnist
 from align.files import sha256_of_tensors
 from align.generators import Generator
-from align.training.contrast import Objective
+from align.training.inputs import Objective
 from align.types import SamplingConfig
 from evaluation.classifier import load_classifier
 from evaluation.protocol import Protocol, Reference, self_check
 from recipes.run import pick_device
+from rewards.base import Reward
+from rewards.registry import load_reward
 
 EXPORT_FILE = "generator.pt"  # the aligned generator in a run's folder, in the published format
 
@@ -43,19 +49,82 @@ def make_sampling(config: DictConfig) -> SamplingConfig:
     return SamplingConfig(**OmegaConf.to_container(config))  # type: ignore[arg-type]
 
 
-def make_codes(reference: str, generator: Generator) -> Codes:
-    """Token codes from a file, or `zoo:NAME` for those that come with a zoo entry."""
+def make_codes(config: DictConfig, generator: Generator) -> Codes:
+    """Token codes of a `data:` section: from a file, or `zoo:NAME` for those that come with a zoo entry.
+
+    With `deformed_copies` the zoo's digits come also slightly rotated, sheared and scaled, through the generator's own
+    tokenizer.
+    """
+    reference = config.codes
     codes = Codes.load(zoo_file(reference, "codes") if reference.startswith("zoo:") else reference)
-    if codes.tokens_NL.shape[1] != generator.layout.length or codes.tokens_NL.max() >= generator.vocab_size:
+    check_tokens(reference, [codes.tokens_NL], codes.labels_N, codes.tokenizer, generator)
+    if not config.deformed_copies:
+        return codes
+    if not reference.startswith("zoo:mnist"):
+        raise ValueError(f"data.deformed_copies deforms the zoo's digits, and data.codes is {reference}; set it to 0")
+    digits = load_mnist("train")
+    copies = [generator.encode(deformed(digits.images_NHWC, seed=copy)).cpu() for copy in range(config.deformed_copies)]
+    return Codes(torch.cat([codes.tokens_NL, *copies]), codes.labels_N.repeat(1 + len(copies)), codes.tokenizer)
+
+
+def make_pairs(path: str, generator: Generator) -> PreferencePairs:
+    """Preference pairs from a file, for a generator that speaks their tokens; any policy may have drawn them."""
+    pairs = PreferencePairs.load(path)
+    check_tokens(path, [pairs.chosen_NL, pairs.rejected_NL], pairs.labels_N, pairs.tokenizer, generator)
+    return pairs
+
+
+def check_tokens(
+    reference: str, images: Sequence[Tensor], labels_N: Tensor, tokenizer: str, generator: Generator
+) -> None:
+    """Refuse images [N, L] each that are not in the generator's tokens, or of classes that it does not know.
+
+    Raises:
+        ValueError: another length, vocabulary, number of classes or tokenizer (by its sha256, where the generator has one).
+    """
+    for tokens_NL in images:
+        if tokens_NL.shape[1] != generator.layout.length or tokens_NL.max() >= generator.vocab_size:
+            raise ValueError(
+                f"{reference}: images of {tokens_NL.shape[1]} tokens up to {tokens_NL.max()}; the generator takes {generator.layout.length} tokens below {generator.vocab_size}"
+            )
+    if generator.num_classes is not None and labels_N.max() >= generator.num_classes:
         raise ValueError(
-            f"{reference}: images of {codes.tokens_NL.shape[1]} tokens up to {codes.tokens_NL.max()}; the generator takes {generator.layout.length} tokens below {generator.vocab_size}"
+            f"{reference}: class labels up to {labels_N.max()}; the generator knows 0 to {generator.num_classes - 1}"
         )
+    if (found := tokenizer_hash(generator)) is not None and found != tokenizer:
+        raise ValueError(
+            f"{reference} was made by another tokenizer ({tokenizer[:12]}, the generator's is {found[:12]}); make it again with this one"
+        )
+
+
+def tokenizer_hash(generator: Generator) -> str | None:
+    """sha256 of the weights of a generator's tokenizer; None without one."""
     tokenizer = getattr(generator, "tokenizer", None)
-    if tokenizer is not None and (found := sha256_of_tensors(tokenizer.state_dict())) != codes.tokenizer:
-        raise ValueError(
-            f"{reference} was made by another tokenizer ({codes.tokenizer[:12]}, the generator's is {found[:12]}); encode the images again with this one"
-        )
-    return codes
+    return None if tokenizer is None else sha256_of_tensors(tokenizer.state_dict())
+
+
+def make_rewards(config: DictConfig) -> list[Reward]:
+    """The rewards of a `reward:` section, none for an empty list; `weights: zoo:NAME` is a zoo entry's reward classifier.
+
+    Raises:
+        ValueError: an entry that is not {name, weight, kwargs}, a name twice, or what `load_reward` refuses.
+    """
+    rewards: list[Reward] = []
+    for entry in OmegaConf.to_container(config.rewards):  # type: ignore[union-attr]
+        if not isinstance(entry, dict) or "name" not in entry or (entry.keys() - {"name", "weight", "kwargs"}):
+            raise ValueError(
+                f"reward.rewards holds {entry!r}; each reward is {{name: NAME, weight: 1.0, kwargs: {{...}}}}, the last two if needed"
+            )
+        name, kwargs = str(entry["name"]), dict(entry.get("kwargs") or {})
+        if name in [reward.name for reward in rewards]:
+            raise ValueError(f"reward.rewards names {name!r} twice; each reward counts once, by its weight")
+        if str(kwargs.get("weights", "")).startswith("zoo:"):
+            kwargs["weights"] = str(zoo_file(kwargs["weights"], "reward"))
+        weight = entry.get("weight", 1.0)
+        if not isinstance(weight, (int, float)) or isinstance(weight, bool):
+            raise ValueError(f"reward {name!r} has weight {weight!r}; it must be a number (0: log only)")
+        rewards.append(Reward(name, load_reward(name, **kwargs), float(weight)))
+    return rewards
 
 
 def make_objective(config: DictConfig) -> Objective:
@@ -68,11 +137,16 @@ def make_objective(config: DictConfig) -> Objective:
 
 
 def make_protocol(reference: str) -> Protocol:
-    """The evaluation protocol that comes with a zoo entry, as `zoo:NAME`; its real-against-real check is run first."""
+    """The evaluation protocol that comes with a zoo entry, as `zoo:NAME`; its real-against-real check is run first.
+
+    An entry may name another one's protocol instead of its own, so that their figures compare.
+    """
     if not reference.startswith("zoo:"):
         raise ValueError(f"unknown protocol {reference!r}; use zoo:NAME, the protocol of a zoo entry")
     folder = zoo_entry(reference.removeprefix("zoo:"))
     entry = json.loads((folder / "config.json").read_text())["protocol"]
+    if isinstance(entry, str):
+        return make_protocol(entry)
     extractor = load_classifier(folder / entry["extractor"]).to(pick_device()).eval()
     protocol = Protocol(entry["name"], extractor, Reference.load(folder / entry["reference"]))
     self_check(protocol)
@@ -80,8 +154,16 @@ def make_protocol(reference: str) -> Protocol:
 
 
 def zoo_file(reference: str, key: str) -> Path:
+    """A file of the zoo entry `zoo:NAME`, by its key in config.json, which may name another entry's (`zoo:OTHER`).
+
+    Raises:
+        ValueError: an entry without it.
+    """
     folder = zoo_entry(reference.removeprefix("zoo:"))
-    return folder / json.loads((folder / "config.json").read_text())[key]
+    entry = json.loads((folder / "config.json").read_text())
+    if key not in entry:
+        raise ValueError(f"{reference} comes without {key!r}; its config.json has {', '.join(entry)}")
+    return zoo_file(entry[key], key) if entry[key].startswith("zoo:") else folder / entry[key]
 
 
 def num_classes(generator: Generator) -> int:

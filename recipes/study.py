@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from align.files import sha256_of_tensors
 from align.generators import Generator
-from align.training.contrast import Needs
 from align.types import SamplingConfig
 from evaluation.report import write_report
 from evaluation.results import read_results, summarize, text_table
 from recipes.config import CONF, compose, options
 from recipes.evaluate import Judge, base_settings
-from recipes.parts import EXPORT_FILE, make_generator, make_objective, make_protocol
+from recipes.parts import EXPORT_FILE, make_generator, make_protocol
 from recipes.run import Run, say
+from recipes.supplies import check_recipe
 from recipes.train import align_generator
 
 
@@ -33,7 +34,7 @@ def main(overrides: list[str]) -> None:
     objective = config.objective._target_.rsplit(".", 1)[-1]
     arms = {objective: config.objective} | _control(config.control)
     for section in arms.values():
-        Needs.of(make_objective(section))  # a mistake is answered before minutes of sampling
+        check_recipe(_with(config, objective=section))  # a mistake is answered before minutes of sampling
     run = Run(config, kind="study", overrides=overrides)
     run.update(runs=[f"{arm}-seed{seed}" for seed in config.seeds for arm in arms])
     (run.folder / "results.jsonl").unlink(missing_ok=True)
@@ -78,14 +79,18 @@ def _control(name: str | None) -> dict[str, DictConfig]:
 def _train(
     config: DictConfig, objective: DictConfig, seed: int, folder: Path, command: str, *, resume: bool
 ) -> Generator:
-    own = {"objective": OmegaConf.to_container(objective), "seed": seed, "output_dir": str(folder)}
-    settings = OmegaConf.create({**OmegaConf.to_container(config), **own})  # type: ignore[dict-item]
+    settings = _with(config, objective=objective, seed=seed, output_dir=str(folder))
     if resume and (folder / EXPORT_FILE).exists():
         generator_config = config.generator.copy()
         generator_config.checkpoint = str(folder / EXPORT_FILE)
         return make_generator(generator_config)
     sub_run = Run(settings, kind="train", overrides=[], name=folder.name)
     sub_run.update(command=command)
-    generator = align_generator(settings, folder, resume=resume, description=folder.name)
-    sub_run.update(status="finished", hashes={"aligned": sha256_of_tensors(generator.state_dict())})
+    generator, found = align_generator(settings, folder, resume=resume, description=folder.name)
+    sub_run.update(status="finished", preflight=found, hashes={"aligned": sha256_of_tensors(generator.state_dict())})
     return generator
+
+
+def _with(config: DictConfig, **sections: Any) -> DictConfig:
+    """The configuration with whole sections replaced, not merged."""
+    return OmegaConf.create({**OmegaConf.to_container(config), **sections})  # type: ignore[dict-item]

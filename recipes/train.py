@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,45 +17,57 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from align.data import TrainingStream
 from align.files import sha256_of_tensors
 from align.generators import Generator
+from align.training.adapters import add_adapters, merge_adapters
 from align.training.checkpoints import is_complete, latest_checkpoint, rewind_metrics
-from align.training.contrast import Needs, Objective
-from align.training.reference import CachedReference, FrozenReference, Reference
+from align.training.inputs import Objective
 from align.types import SamplingConfig
 from evaluation.report import write_report
 from evaluation.results import read_results, summarize, text_table
 from recipes.config import compose
 from recipes.evaluate import Judge, base_settings
-from recipes.parts import EXPORT_FILE, make_codes, make_generator, make_objective, make_protocol, num_classes
+from recipes.parts import EXPORT_FILE, make_generator, make_objective, make_protocol, make_rewards, num_classes
 from recipes.run import Run, say
+from recipes.supplies import Supplies, check_recipe, make_supplies
 
 # settings of the trainer section that are ours; all others go to transformers.TrainingArguments
-OURS = ("label_drop", "dropout", "precision", "sample_every", "gradient_checkpointing")
-REFERENCE_FILE = "reference_logprobs.safetensors"
+OURS = (
+    "label_drop",
+    "dropout",
+    "precision",
+    "sample_every",
+    "gradient_checkpointing",
+    "lora_rank",
+    "lora_alpha",
+)
 
 
 def train_generator(
     generator: Generator,
     objective: Objective,
-    stream: TrainingStream,
+    supplies: Supplies,
     trainer_config: dict[str, Any],
     *,
     folder: Path,
-    reference: str,
     resume: bool,
     description: str,
-) -> None:
-    """Train in place, leaving checkpoints, metrics.jsonl and sample grids in `folder`.
+    check_first: bool = False,
+    alarms: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """Train in place, leaving checkpoints, metrics.jsonl and sample grids in `folder`; what the preflight found.
 
     Raises:
         KeyboardInterrupt: stopped by a signal, after a checkpoint was saved.
+        PreflightError: `check_first`, and a check failed.
+        FloatingPointError: an alarm stopped the run, after a checkpoint was saved.
     """
     # transformers takes seconds to import; a mistake in the configuration is answered before
     from transformers import TrainerCallback, TrainingArguments
 
+    from align.training.alarms import Alarms
     from align.training.callbacks import ProgressBar, SampleGrid, StopOnSignal
+    from align.training.preflight import preflight
     from align.training.trainer import AlignTrainer
 
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
@@ -72,19 +85,18 @@ def train_generator(
     except TypeError as error:
         raise ValueError(f"trainer section: {error}; its fields are those of transformers.TrainingArguments") from error
     generator.gradient_checkpointing = trainer_config["gradient_checkpointing"]
-    needs = Needs.of(objective)
-    stop = StopOnSignal()
-    callbacks: list[TrainerCallback] = [ProgressBar(description), stop]
+    stop, watch = StopOnSignal(), Alarms(folder, **(alarms or {}))
+    callbacks: list[TrainerCallback] = [ProgressBar(description), stop, watch]
     if every := trainer_config["sample_every"]:
         callbacks.append(SampleGrid(every, folder / "samples", num_classes=num_classes(generator)))
     trainer = AlignTrainer(
         generator,
         objective,
-        stream,
+        supplies.stream,
         args,
-        reference=_make_reference(reference, generator, stream, folder, args.per_device_train_batch_size)
-        if needs.reference
-        else None,
+        reference=supplies.reference,
+        source=supplies.source,
+        penalties=supplies.penalties,
         callbacks=callbacks,
     )
     checkpoint = latest_checkpoint(folder) if resume else None
@@ -95,14 +107,20 @@ def train_generator(
         rewind_metrics(folder, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     if resume:
         say(f"resuming from {checkpoint}" if checkpoint else "no whole checkpoint to resume from; starting at step 0")
+    # a resumed policy has left its reference: what is checked is the start
+    found = preflight(trainer) if check_first and checkpoint is None else []
     with stop:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if stop.received is not None and trainer.state.global_step < trainer.state.max_steps:
-        say(
-            f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} with a checkpoint; go on with resume=auto"
+    if trainer.state.global_step < trainer.state.max_steps:
+        where = f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} with a checkpoint"
+        if stop.received is not None:
+            say(f"{where}; go on with resume=auto")
+            raise KeyboardInterrupt
+        raise FloatingPointError(
+            f"{where} by an alarm: {'; '.join(watch.raised.values())}. Its reasons are in alarms.jsonl; alarms.stop=[] goes on regardless"
         )
-        raise KeyboardInterrupt
     generator.eval()
+    return found
 
 
 def _use_bf16(precision: str) -> bool:
@@ -112,48 +130,37 @@ def _use_bf16(precision: str) -> bool:
     return available if precision == "auto" else precision == "bf16"
 
 
-def _make_reference(
-    kind: str, generator: Generator, stream: TrainingStream, folder: Path, batch_size: int
-) -> Reference:
-    if kind == "frozen":
-        return FrozenReference(generator)
-    if kind == "cached":
-        path = folder / REFERENCE_FILE
-        if path.exists():
-            return CachedReference.load(path, generator, stream)
-        cached = CachedReference.compute(generator, stream, batch_size=batch_size)
-        cached.save(path, stream)
-        return cached
-    raise ValueError(f"unknown reference {kind!r}; known: frozen, cached")
-
-
-def align_generator(config: DictConfig, folder: Path, *, resume: bool, description: str) -> Generator:
-    """Load, train and export: the aligned generator, whose weights are then in folder/generator.pt."""
+def align_generator(config: DictConfig, folder: Path, *, resume: bool, description: str) -> tuple[Generator, list[str]]:
+    """Load, train and export: the aligned generator, whose weights are then in folder/generator.pt, and what the
+    preflight found."""
+    check_recipe(config)
     trainer_config: dict[str, Any] = OmegaConf.to_container(config.trainer)  # type: ignore[assignment]
-    objective = make_objective(config.objective)
-    Needs.of(objective)
+    alarms: dict[str, Any] = OmegaConf.to_container(config.alarms)  # type: ignore[assignment]
+    rewards = make_rewards(config.reward)
+    alarms |= {
+        "trained": [reward.name for reward in rewards if reward.weight],
+        "held_out": [reward.name for reward in rewards if not reward.weight],
+    }
     generator = make_generator(config.generator, dropout=config.trainer.dropout)
-    rows = trainer_config["per_device_train_batch_size"] * trainer_config["gradient_accumulation_steps"]
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    stream = TrainingStream(
-        make_codes(config.data.codes, generator),
-        length=trainer_config["max_steps"] * rows * world,
-        seed=config.seed,
-        label_drop=trainer_config["label_drop"],
-    )
+    if rank := trainer_config["lora_rank"]:
+        add_adapters(generator, rank=rank, alpha=trainer_config["lora_alpha"], seed=config.seed)
+    supplies = make_supplies(config, generator, folder)
     torch.manual_seed(config.seed)
-    train_generator(
+    found = train_generator(
         generator,
-        objective,
-        stream,
+        make_objective(config.objective),
+        supplies,
         {**trainer_config, "seed": config.seed},
         folder=folder,
-        reference=config.reference,
         resume=resume,
         description=description,
+        check_first=config.preflight,
+        alarms=alarms,
     )
+    if rank:
+        merge_adapters(generator)
     generator.save_published(folder / EXPORT_FILE)
-    return generator
+    return generator, found
 
 
 def main(overrides: list[str]) -> None:
@@ -161,10 +168,11 @@ def main(overrides: list[str]) -> None:
     if config.resume not in (None, "auto"):
         raise ValueError(f"resume is {config.resume!r}; known: auto (the newest whole checkpoint), or null")
     resume = config.resume == "auto"
+    check_recipe(config)
     protocol = make_protocol(config.evaluation.protocol) if config.evaluation.protocol else None
     run = Run(config, kind="train", overrides=overrides)
     try:
-        aligned = align_generator(config, run.folder, resume=resume, description=config.name)
+        aligned, found = align_generator(config, run.folder, resume=resume, description=config.name)
     except KeyboardInterrupt:
         run.update(status="interrupted")
         raise
@@ -173,7 +181,9 @@ def main(overrides: list[str]) -> None:
         raise
     base = make_generator(config.generator)
     hashes = {label: sha256_of_tensors(g.state_dict()) for label, g in (("base", base), ("aligned", aligned))}
-    run.update(status="trained", hashes=hashes, generator_facts={"tokens_per_image": base.layout.length})
+    run.update(
+        status="trained", preflight=found, hashes=hashes, generator_facts={"tokens_per_image": base.layout.length}
+    )
     if protocol is not None:
         (run.folder / "results.jsonl").unlink(missing_ok=True)
         evaluation = config.evaluation

@@ -8,7 +8,7 @@ from torch import Tensor
 from align.types import SamplingConfig
 
 
-def guide(cond_logits: Tensor, null_logits: Tensor, scale: float) -> Tensor:
+def guide(cond_logits: Tensor, null_logits: Tensor, scale: float | Tensor) -> Tensor:
     """Classifier-free guidance on logits (Ho & Salimans 2022; LlamaGen's convention): 1 gives the conditional ones."""
     return null_logits + scale * (cond_logits - null_logits)
 

@@ -1,9 +1,14 @@
-"""The reference that the policy is measured against: a frozen copy, or its log-probs computed once."""
+"""The reference that the policy is measured against and held near to.
+
+Five kinds, one interface: a frozen copy; a snapshot that is refreshed or averaged towards the policy; the policy itself
+with its adapters off; and log-probs computed once, so that the reference can leave memory.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,34 +18,92 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from align.data.stream import TrainingStream
+from align.data.stream import Stream
 from align.files import sha256_of_tensors, write_atomically
-from align.generators.base import Generator
+from align.generators.base import Generator, evaluating
 from align.progress import progress_bar
-from align.training.contrast import conditions, score_images
+from align.training.adapters import adapters_off, has_adapters
+from align.training.inputs import Batch, ModelInput, Scoring, conditions, model_inputs
 from align.types import Condition
 
 
 class Reference(Protocol):
-    """Gives the log-probs of a training batch under the reference."""
+    """Gives what an objective asks of the reference for a batch."""
 
     fingerprint: str  # sha256 of the reference's weights
 
-    def score(self, batch: Mapping[str, Tensor], given: list[Condition]) -> Tensor:
-        """float32 [K, B]: log p of each row's image given each condition, nats, without gradient."""
+    def inputs(
+        self, batch: Batch, given: Mapping[str, Condition], wanted: Sequence[ModelInput], scoring: Scoring
+    ) -> dict[str, Tensor]:
+        """The wanted inputs by name, without gradient."""
+
+    @property
+    def generator(self) -> Generator | None:
+        """The model to sample from or to ask for logits; None where there are only stored numbers."""
 
 
 class FrozenReference:
-    """A copy of the generator as it is now, in eval mode, never trained."""
+    """A copy of the generator as it is now, in eval mode, never trained.
+
+    With `sync_steps` it is a snapshot: every so many steps it moves to mixup * policy + (1 - mixup) * itself (TRL's
+    ref_model_sync_steps and ref_model_mixup_alpha; mixup 1 replaces it, a small one every step is an average).
+    """
+
+    def __init__(self, generator: Generator, *, sync_steps: int | None = None, mixup: float = 1.0) -> None:
+        if sync_steps is not None and sync_steps < 1:
+            raise ValueError(f"reference.sync_steps is {sync_steps}; it must be at least 1, or null for never")
+        if not 0 < mixup <= 1:
+            raise ValueError(f"reference.mixup is {mixup}; it must be in (0, 1]")
+        self.generator = copy.deepcopy(generator).eval().requires_grad_(False)
+        self.fingerprint = sha256_of_tensors(self.generator.state_dict())
+        self.sync_steps = sync_steps
+        self.mixup = mixup
+
+    def inputs(
+        self, batch: Batch, given: Mapping[str, Condition], wanted: Sequence[ModelInput], scoring: Scoring
+    ) -> dict[str, Tensor]:
+        self.generator.to(batch["dropped"].device)
+        with torch.no_grad():
+            return model_inputs(
+                self.generator, self.generator, batch, given, wanted, replace(scoring, null_branch="trains")
+            )
+
+    def sync(self, policy: Generator, step: int) -> bool:
+        """Move towards the policy if it is time; whether it moved."""
+        if self.sync_steps is None or step % self.sync_steps:
+            return False
+        self.generator.to(policy.device)
+        with torch.no_grad():
+            for own, new in zip(self.generator.parameters(), policy.parameters(), strict=True):
+                own.lerp_(new.detach().to(own.dtype), self.mixup)
+        self.fingerprint = sha256_of_tensors(self.generator.state_dict())
+        return True
+
+
+class AdapterOffReference:
+    """The policy itself with its LoRA adapters switched off: no second copy in memory."""
 
     def __init__(self, generator: Generator) -> None:
-        self.fingerprint = sha256_of_tensors(generator.state_dict())
-        self.generator = copy.deepcopy(generator).eval().requires_grad_(False)
+        if not has_adapters(generator):
+            raise ValueError(
+                "reference.kind=adapter_off needs a policy that trains adapters; set trainer.lora_rank, or reference.kind=frozen"
+            )
+        self.policy = generator
+        with adapters_off(generator):
+            self.fingerprint = sha256_of_tensors(
+                {name: tensor for name, tensor in generator.state_dict().items() if "lora_" not in name}
+            )
 
-    def score(self, batch: Mapping[str, Tensor], given: list[Condition]) -> Tensor:
-        self.generator.to(batch["tokens"].device)
-        with torch.no_grad():
-            return score_images(self.generator, batch["tokens"], given).logprobs_KB
+    @property
+    def generator(self) -> None:
+        """None: sampling would have to switch the policy's adapters under its feet."""
+        return None
+
+    def inputs(
+        self, batch: Batch, given: Mapping[str, Condition], wanted: Sequence[ModelInput], scoring: Scoring
+    ) -> dict[str, Tensor]:
+        with adapters_off(self.policy), evaluating(self.policy):
+            return model_inputs(self.policy, self.policy, batch, given, wanted, replace(scoring, null_branch="trains"))
 
 
 class CachedReference:
@@ -50,47 +113,65 @@ class CachedReference:
     stored table carries the hash of all of those and is refused against others.
     """
 
-    def __init__(self, table_NK: Tensor, fingerprint: str) -> None:
+    def __init__(self, table_NK: Tensor, names: Sequence[str], fingerprint: str) -> None:
         self.table_NK = table_NK
+        self.names = list(names)
         self.fingerprint = fingerprint
-
-    def score(self, batch: Mapping[str, Tensor], given: list[Condition]) -> Tensor:
-        if len(given) > self.table_NK.shape[1]:
-            raise ValueError(
-                f"the cached reference holds {self.table_NK.shape[1]} log-probs an image; {len(given)} were asked for"
-            )
-        rows = self.table_NK[batch["position"].cpu()].T
-        return rows[: len(given)].to(batch["tokens"].device)
+        self.generator = None
 
     @staticmethod
-    def compute(generator: Generator, stream: TrainingStream, *, batch_size: int) -> CachedReference:
+    def check(wanted: Sequence[ModelInput], stream_fields: Sequence[str]) -> None:
+        """Raises ValueError for inputs that cannot be computed before training."""
+        bad = [item.name for item in wanted if item.shape != "B" or item.view.rows[0] not in stream_fields]
+        if bad:
+            raise ValueError(
+                f"reference.kind=cached cannot supply {', '.join(bad)}: only log-probs of whole images that are known "
+                "before training can be stored; set reference.kind=frozen"
+            )
+
+    def inputs(
+        self, batch: Batch, given: Mapping[str, Condition], wanted: Sequence[ModelInput], scoring: Scoring
+    ) -> dict[str, Tensor]:
+        rows = self.table_NK[batch["position"].cpu()].to(batch["dropped"].device)
+        return {item.name: rows[:, self.names.index(item.name)] for item in wanted}
+
+    @staticmethod
+    def compute(
+        generator: Generator, stream: Stream, wanted: Sequence[ModelInput], *, batch_size: int
+    ) -> CachedReference:
         """One pass of the reference over the stream."""
+        CachedReference.check(wanted, list(stream[0]))
         reference = FrozenReference(generator)
         bar = progress_bar(total=len(stream), description="reference log-probs", unit="img")
         columns = []
         for batch in DataLoader(stream, batch_size=batch_size):
             batch = {name: tensor.to(generator.device) for name, tensor in batch.items()}
-            own, negative, _ = conditions(generator, batch)
-            columns.append(reference.score(batch, [own, negative]).T.cpu())
-            bar.update(len(batch["tokens"]))
+            given, _ = conditions(generator, batch)
+            found = reference.inputs(batch, given, wanted, Scoring())
+            columns.append(torch.stack([found[item.name] for item in wanted], dim=1).cpu())
+            bar.update(len(batch["dropped"]))
         bar.close()
-        return CachedReference(torch.cat(columns), reference.fingerprint)
+        return CachedReference(torch.cat(columns), [item.name for item in wanted], reference.fingerprint)
 
-    def save(self, path: Path, stream: TrainingStream) -> None:
-        metadata = {"reference": self.fingerprint, "stream": stream.fingerprint}
+    def save(self, path: Path, stream: Stream) -> None:
+        metadata = {"reference": self.fingerprint, "stream": stream.fingerprint, "names": " ".join(self.names)}
         write_atomically(
             path, lambda temporary: save_file({"logprobs": self.table_NK.contiguous()}, temporary, metadata)
         )
 
     @staticmethod
-    def load(path: Path, generator: Generator, stream: TrainingStream) -> CachedReference:
-        """Raises ValueError when the table belongs to another reference or another stream."""
+    def load(path: Path, generator: Generator, stream: Stream, wanted: Sequence[ModelInput]) -> CachedReference:
+        """Raises ValueError when the table belongs to another reference, stream or objective."""
         with safe_open(path, framework="pt") as file:
             metadata, table = file.metadata(), file.get_tensor("logprobs")
-        expected = {"reference": sha256_of_tensors(generator.state_dict()), "stream": stream.fingerprint}
+        expected = {
+            "reference": sha256_of_tensors(generator.state_dict()),
+            "stream": stream.fingerprint,
+            "names": " ".join(item.name for item in wanted),
+        }
         for name, value in expected.items():
             if metadata.get(name) != value:
                 raise ValueError(
-                    f"{path} was computed with another {name}: {metadata.get(name, 'unknown')[:12]}, now {value[:12]}; delete the file to compute it anew"
+                    f"{path} was computed with another {name}: {metadata.get(name, 'unknown')[:60]}, now {value[:60]}; delete the file to compute it anew"
                 )
-        return CachedReference(table, expected["reference"])
+        return CachedReference(table, metadata["names"].split(), expected["reference"])

@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler, default_collate
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import Dataset, SequentialSampler, default_collate
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from align.data.stream import TrainingStream
-from align.files import save_tensors, write_text
+from align.files import read_tensors, save_tensors, write_text
 from align.generators.base import Generator
 from align.training.checkpoints import METRICS_FILE, mark_complete
-from align.training.contrast import Needs, Objective, conditions, gather_inputs, score_images
-from align.training.reference import Reference
+from align.training.inputs import Needs, Objective, Term, conditions, field_inputs, model_inputs
+from align.training.penalties import Penalty
+from align.training.reference import FrozenReference, Reference
+from align.training.sources import RealData, Source, Step
 from align.types import Average
 
-PENDING_FILE = "pending_averages.json"
+STATE_FILE = "align_state.json"  # averages not yet logged, adapted coefficients
+REFERENCE_FILE = "reference.safetensors"  # a reference that moves
+SOURCE_FILE = "source-rank{rank}.safetensors"  # rollouts that further updates will use
 
 
 class AlignTrainer(Trainer):
-    """Trains a generator by an objective over a stream of real images.
+    """Trains a generator by an objective over a stream.
 
     What comes from transformers: accelerate (DDP, FSDP, DeepSpeed), mixed precision, optimisers and schedules,
     clipping, callbacks, trackers. What is ours: the loss is normalised by the rows of the whole optimiser step, so k
-    micro-batches equal one batch; the data order is a function of the position alone; metrics average exactly over
-    micro-batches, steps and ranks; and a checkpoint counts only once it is whole.
+    micro-batches equal one batch; the data order is a function of the position alone; what a step needs beyond its
+    data (rollouts, fakes) is made for all its micro-batches at once; metrics average exactly over micro-batches, steps
+    and ranks; and a checkpoint counts only once it is whole.
+
+    Args:
+        objective: a function whose parameters name its inputs, see `align.training.inputs`.
+        stream: as many items as all steps have rows.
+        source: completes the batches; plain real data if not given.
+        penalties: terms added to the loss, on the view that the objective scores the policy in.
+
+    Raises:
+        ValueError: the objective needs what source, reference or stream cannot supply.
     """
 
     # our losses are already divided by the rows of the whole step
@@ -42,31 +56,41 @@ class AlignTrainer(Trainer):
         self,
         generator: Generator,
         objective: Objective,
-        stream: TrainingStream,
+        stream: Dataset[dict[str, Any]],
         args: TrainingArguments,
         *,
         reference: Reference | None = None,
+        source: Source | None = None,
+        penalties: Sequence[Penalty] = (),
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
-        self.objective: Objective = objective
-        self.needs = Needs.of(objective)
+        self.objective: Term = Term.of(objective)
+        self.source: Source = source or RealData()
+        self.penalties = list(penalties)
+        self.view = self.objective.needs.primary
+        self.needs = self.objective.needs
+        for term in self._penalty_terms():
+            self.needs |= term.needs
+        check_supplies(self.needs, self.source.supplies)
         if self.needs.reference and reference is None:
             raise ValueError(
-                "this objective compares the policy with a reference; set reference=frozen or reference=cached"
+                "this objective compares the policy with a reference; set reference.kind=frozen, cached or adapter_off"
             )
         self.stream = stream
         self.reference = reference
         self.pending: dict[str, Average] = {}
+        self.step_averages: dict[str, Average] = {}
         args.remove_unused_columns = False
+        callbacks = [_EndOfStep(self), *(callbacks or [])]
         # transformers' own collator renames the key "label"
         super().__init__(generator, args, data_collator=default_collate, train_dataset=stream, callbacks=callbacks)
         for noisy in (PrinterCallback, ProgressCallback):
             self.remove_callback(noisy)
         world = self.accelerator.num_processes
         self.rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
-        if len(stream) != self.rows_per_step * args.max_steps:
+        if len(stream) != self.rows_per_step * args.max_steps:  # type: ignore[arg-type]
             raise ValueError(
-                f"the stream has {len(stream)} samples; {args.max_steps} steps of {self.rows_per_step} rows need {self.rows_per_step * args.max_steps}"
+                f"the stream has {len(stream)} samples; {args.max_steps} steps of {self.rows_per_step} rows need {self.rows_per_step * args.max_steps}"  # type: ignore[arg-type]
             )
 
     @property
@@ -78,60 +102,139 @@ class AlignTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(self.stream)
+        return SequentialSampler(self.stream)  # type: ignore[arg-type]
+
+    def _penalty_terms(self) -> list[Term]:
+        return [penalty.term(self.view) for penalty in self.penalties]
+
+    # --- one step
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], None]:
+        """All micro-batches of the next optimiser step, completed by the source."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return self.prepare([self._prepare_inputs(batch) for batch in batches], self.state.global_step), None
+
+    def prepare(self, batches: list[dict[str, Any]], index: int) -> list[dict[str, Any]]:
+        if not batches:
+            return batches
+        step = Step(
+            index=index,
+            rows=self.rows_per_step,
+            policy=self.generator,
+            reference=self.reference,
+            needs=self.needs,
+            accelerator=self.accelerator,
+            log=self._collect,
+        )
+        return self.source.prepare(batches, step)
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: Mapping[str, Tensor],
+        inputs: Mapping[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Tensor:
-        own, negative, collision_B = conditions(self.generator, inputs)
-        given = [own, negative] if self.needs.negative else [own]
-        policy = score_images(model, inputs["tokens"], given)
-        reference_KB = None
-        if self.needs.reference and self.reference is not None:
-            with self.accelerator.autocast():
-                reference_KB = self.reference.score(inputs, given)
-        arguments = gather_inputs(
-            self.needs,
-            policy,
-            reference_KB,
-            dropped_B=inputs["dropped"],
-            collision_B=collision_B,
-            num_tokens=self.generator.layout.length,
-        )
-        output = self.objective(**arguments, normalizer=float(self.rows_per_step))
-        if not torch.isfinite(output.loss):
+        known = self.inputs(model, inputs)
+        outputs = [self.objective(known, float(self.rows_per_step))]
+        metrics = dict(outputs[0].metrics)
+        for penalty, term in zip(self.penalties, self._penalty_terms(), strict=True):
+            outputs.append(term(known, float(self.rows_per_step)))
+            metrics |= outputs[-1].metrics
+            metrics[f"{penalty.name}_coefficient"] = Average.of(torch.tensor(penalty.coefficient))
+        loss = torch.stack([output.loss for output in outputs]).sum()
+        if not torch.isfinite(loss):
             raise FloatingPointError(
-                f"the loss is {output.loss.item()} at step {self.state.global_step}; nothing was updated. "
+                f"the loss is {loss.item()} at step {self.state.global_step}; nothing was updated. "
                 "Lower learning_rate, or look at the data and at mixed precision"
             )
-        rows = torch.tensor(float(len(inputs["tokens"])), device=output.loss.device)
-        loss = Average(output.loss.detach() * self.rows_per_step, rows)
-        self._collect({**output.metrics, "entropy": Average.of(policy.entropy_B), "loss": loss})
+        rows = torch.tensor(float(len(inputs["dropped"])), device=loss.device)
+        metrics |= {
+            "loss": Average(loss.detach() * self.rows_per_step, rows),
+            "entropy": Average.of(known["watched_entropy_BL"]),
+            **self._mismatch(known, inputs),
+        }
+        self._collect(metrics)
         # ranks' gradients are averaged, and the loss is a share of the sum
-        return output.loss * self.accelerator.num_processes
+        return loss * self.accelerator.num_processes
+
+    def inputs(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything that the objective and the penalties ask for, by name."""
+        given, collision_B = conditions(self.generator, batch)
+        scoring, reference = self.source.scoring, self.reference
+        null_source = reference.generator if reference is not None else None
+        found: dict[str, Any] = model_inputs(
+            model, self.generator, batch, given, self.needs.of_model("policy"), scoring, null_source, watch=self.view
+        )
+        if (wanted := self.needs.of_model("reference")) and reference is not None:
+            with self.accelerator.autocast():
+                found |= reference.inputs(batch, given, wanted, scoring)
+        fields = {"collision": collision_B, "num_tokens": self.generator.layout.length, **batch}
+        for old, policy in (("old_rollout_BL", "policy_rollout_BL"), ("old_actions_BGL", "policy_actions_BGL")):
+            if old in self.needs.names and "old" not in batch:
+                fields["old"] = found[policy].detach()  # one update per rollout: the ratio is exactly 1
+        return found | field_inputs(self.needs.names, fields)
+
+    def _mismatch(self, known: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Average]:
+        """How far the log-probs of training are from those of sampling, while they should be the same.
+
+        Raises:
+            FloatingPointError: the clip range is narrower than this noise, so that clipping would act on nothing else.
+        """
+        settings = getattr(self.source, "settings", None)
+        first_update = settings is not None and self.state.global_step % settings.num_iterations == 0
+        if settings is None or not settings.on_policy or not first_update or "policy_rollout_BL" not in known:
+            return {}
+        gap_BL = (known["policy_rollout_BL"].detach() - batch["behaviour"]).abs()
+        epsilon = getattr(self.objective.function, "keywords", {}).get("epsilon")
+        floor = gap_BL.quantile(0.95).item()
+        if epsilon is not None and settings.num_iterations > 1 and floor > math.log1p(epsilon):
+            raise FloatingPointError(
+                f"log-probs at sampling and at training differ by {floor:.3g} nats (95th percentile), more than the clip "
+                f"range log(1 + epsilon) = {math.log1p(epsilon):.3g}: clipping would act on noise alone. Raise "
+                "objective.epsilon, use trainer.precision=fp32, or rollout.num_iterations=1"
+            )
+        blocks = [gap_BL[:, start:end] for start, end in self.generator.layout.spans()]
+        worst = {"mismatch_max": Average.of(gap_BL.amax(dim=1)), "mismatch": Average.of(gap_BL)}
+        if len(blocks) <= 16:
+            worst |= {f"mismatch/block{index}": Average.of(block) for index, block in enumerate(blocks)}
+        return worst
 
     # --- metrics
 
     def _collect(self, metrics: Mapping[str, Average]) -> None:
-        for name, new in metrics.items():
-            old = self.pending.get(name)
-            self.pending[name] = new if old is None else Average(old.total + new.total, old.count + new.count)
+        for averages in (self.pending, self.step_averages):
+            for name, new in metrics.items():
+                old = averages.get(name)
+                averages[name] = new if old is None else _merge(old, new)
+
+    def _means(self, averages: Mapping[str, Average]) -> dict[str, float]:
+        """Exact means over ranks; a mean over nothing (no label was dropped, say) is left out."""
+        names = sorted(averages)
+        device = self.args.device
+        sums = torch.stack(
+            [torch.stack([averages[n].total.float().to(device), averages[n].count.float().to(device)]) for n in names]
+        )
+        total, count = self.accelerator.reduce(sums).unbind(dim=1)
+        means = (total / count).tolist()
+        return {name: mean for name, mean, n in zip(names, means, count.tolist(), strict=True) if n > 0}
+
+    def end_step(self) -> None:
+        """After an update: adapt coefficients, move the reference."""
+        if any(getattr(penalty, "target", None) is not None for penalty in self.penalties):
+            means = self._means(self.step_averages)
+            for penalty in self.penalties:
+                penalty.update(means)
+        self.step_averages = {}
+        if isinstance(self.reference, FrozenReference):
+            self.reference.sync(self.generator, self.state.global_step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the exact averages since the last log, and append the record to metrics.jsonl."""
         if self.pending and "loss" in logs:
-            names = sorted(self.pending)
-            sums = torch.stack(
-                [torch.stack([self.pending[n].total.float(), self.pending[n].count.float()]) for n in names]
-            )
-            total, count = self.accelerator.reduce(sums.to(self.args.device)).unbind(dim=1)
-            means = (total / count).tolist()
-            # a mean over nothing (no label was dropped, say) is left out, not logged as a number
-            logs |= {name: mean for name, mean, n in zip(names, means, count.tolist(), strict=True) if n > 0}
+            logs |= self._means(self.pending)
             self.pending = {}
             if self.is_world_process_zero():
                 record = {"step": self.state.global_step, **logs}
@@ -150,9 +253,15 @@ class AlignTrainer(Trainer):
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         try:
             super()._save_checkpoint(model, trial)
+            if state := self.source.state_dict():
+                save_tensors(folder / SOURCE_FILE.format(rank=self.accelerator.process_index), state)
+            self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
+                if isinstance(self.reference, FrozenReference) and self.reference.sync_steps is not None:
+                    save_tensors(folder / REFERENCE_FILE, self.reference.generator.state_dict())
                 pending = {name: [average.total.item(), average.count.item()] for name, average in self.pending.items()}
-                write_text(folder / PENDING_FILE, json.dumps(pending))
+                coefficients = {penalty.name: penalty.coefficient for penalty in self.penalties}
+                write_text(folder / STATE_FILE, json.dumps({"pending": pending, "coefficients": coefficients}))
                 mark_complete(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder, ignore_errors=True)
@@ -162,7 +271,39 @@ class AlignTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        pending = json.loads((Path(resume_from_checkpoint) / PENDING_FILE).read_text())
+        folder = Path(resume_from_checkpoint)
+        state = json.loads((folder / STATE_FILE).read_text())
         self.pending = {
-            name: Average(torch.tensor(total), torch.tensor(count)) for name, (total, count) in pending.items()
+            name: Average(torch.tensor(total), torch.tensor(count)) for name, (total, count) in state["pending"].items()
         }
+        for penalty in self.penalties:
+            penalty.coefficient = state["coefficients"][penalty.name]
+        source = folder / SOURCE_FILE.format(rank=self.accelerator.process_index)
+        if source.exists():
+            self.source.load_state_dict(read_tensors(source).tensors)
+        if isinstance(self.reference, FrozenReference) and self.reference.sync_steps is not None:
+            self.reference.generator.load_state_dict(read_tensors(folder / REFERENCE_FILE).tensors)
+
+
+class _EndOfStep(TrainerCallback):
+    """transformers says when an update is made; before a checkpoint of it is saved."""
+
+    def __init__(self, trainer: AlignTrainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.end_step()
+
+
+def check_supplies(needs: Needs, supplies: str) -> None:
+    """Raises ValueError when an objective's data is of another kind than the source's."""
+    on_real = needs.source == "real" and supplies in ("real", "fakes", "actions")
+    if needs.source != supplies and not on_real:
+        raise ValueError(
+            f"this objective takes {', '.join(needs.names)}: data of the kind {needs.source!r}, but the run supplies "
+            f"{supplies!r}; see the experiments of this objective for a data section that fits"
+        )
+
+
+def _merge(old: Average, new: Average) -> Average:
+    return Average(old.total + new.total.to(old.total.device), old.count + new.count.to(old.count.device))

@@ -37,6 +37,7 @@ def test_every_option_composes(group: str) -> None:
     command = "eval" if group == "sampling" else "train"
     required = {
         ("generator", "llamagen"): ["generator.checkpoint=x.pt"],
+        ("generator", "var"): ["generator.checkpoint=x.pth", "generator.tokenizer_checkpoint=y.pth"],
         ("data", "codes"): ["data.codes=x.safetensors"],
     }
     for option in options(group):
@@ -62,7 +63,7 @@ def test_experiments_change_what_they_say() -> None:
         (["experiment=mnist/cca", "objective.betta=1"], r"unknown key 'objective.betta'; near names: objective.beta"),
         (["lambda_=3"], r"unknown key 'lambda_'; near names: objective.lambda_"),
         (["experiment=mnist/ccaa"], r"unknown experiment 'mnist/ccaa'; known: mnist/cca, .*Did you mean mnist/cca\?"),
-        (["objective=cda"], r"unknown objective 'cda'; known: cca, sft.*Did you mean cca"),
+        (["objective=cda"], r"unknown objective 'cda'; known: cca, .*Did you mean cca"),
         (["trainer.max_steps=many"], r"trainer.max_steps is 100 by default, a number; got 'many'"),
         (["overwrite=maybe"], r"overwrite is False by default, true or false; got 'maybe'"),
         (["max_steps"], r"cannot read 'max_steps': settings are key=value"),

@@ -1,0 +1,102 @@
+"""What goes wrong while the loss looks fine: drift, collapse, copies, no signal, a reward that is being gamed."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+ALARMS_FILE = "alarms.jsonl"
+WINDOW = 5  # logged steps that a trend is read from
+
+
+class Alarms(TrainerCallback):
+    """Says once what passed its limit, to the terminal and to alarms.jsonl; stops the run for those named in `stop`.
+
+    Args:
+        kl: nats per token from the reference.
+        entropy: share of the entropy first logged, below which the policy has collapsed.
+        duplicates: share of rollouts that are copies of others.
+        zero_variance: share of groups whose rewards are all equal.
+        trained, held_out: names of rewards; one of the latter falling while the former rise is an alarm, `gamed`.
+        stop: names of alarms.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        kl: float | None = None,
+        entropy: float | None = None,
+        duplicates: float | None = None,
+        zero_variance: float | None = None,
+        trained: Sequence[str] = (),
+        held_out: Sequence[str] = (),
+        stop: Sequence[str] = (),
+    ) -> None:
+        self.limits = {"kl": kl, "entropy": entropy, "duplicates": duplicates, "zero_variance": zero_variance}
+        if unknown := [name for name in stop if name not in (*self.limits, "gamed")]:
+            raise ValueError(f"alarms.stop names {', '.join(unknown)}; known: {', '.join(self.limits)}, gamed")
+        self.folder = folder
+        self.trained, self.held_out = list(trained), list(held_out)
+        self.stop = set(stop)
+        self.first_entropy: float | None = None
+        self.history: dict[str, list[float]] = {}
+        self.raised: dict[str, str] = {}
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        for name, message in self.check(kwargs["logs"]).items():
+            if name in self.raised:
+                continue
+            self.raised[name] = message
+            tqdm.write(f"alarm at step {state.global_step}: {message}", file=sys.stderr)
+            with (self.folder / ALARMS_FILE).open("a") as file:
+                file.write(json.dumps({"step": state.global_step, "alarm": name, "message": message}) + "\n")
+        if self.stop & self.raised.keys():
+            control.should_save = True
+            control.should_training_stop = True
+
+    def check(self, logs: Mapping[str, float]) -> dict[str, str]:
+        """Alarms that these averages raise, by name."""
+        found = {}
+        for name, meaning in (
+            ("kl", "the policy is {value:.3g} nats a token from the reference, limit {limit:g}; raise kl.coefficient"),
+            ("duplicates", "{value:.0%} of the rollouts are copies, limit {limit:.0%}; the policy collapses"),
+            ("zero_variance", "{value:.0%} of the groups have equal rewards, limit {limit:.0%}; little is learnt"),
+        ):
+            limit = self.limits[name]
+            if limit is not None and name in logs and logs[name] > limit:
+                found[name] = meaning.format(value=logs[name], limit=limit)
+        if (share := self.limits["entropy"]) is not None and "entropy" in logs:
+            self.first_entropy = self.first_entropy or logs["entropy"]
+            if logs["entropy"] < share * self.first_entropy:
+                found["entropy"] = (
+                    f"the entropy fell from {self.first_entropy:.3g} to {logs['entropy']:.3g} nats a token; the policy collapses"
+                )
+        for name in (*self.trained, *self.held_out):
+            if f"reward/{name}" in logs:
+                self.history.setdefault(name, []).append(logs[f"reward/{name}"])
+        for name in self.held_out:
+            if self._trend(name) < 0 and any(self._trend(other) > 0 for other in self.trained):
+                found["gamed"] = (
+                    f"the held-out reward {name} falls while the trained one rises; the reward is being gamed"
+                )
+        return found
+
+    def _trend(self, name: str) -> float:
+        """Change from the first to the last window of a reward, or 0 where it is within twice its noise."""
+        values = self.history.get(name, [])
+        if len(values) < 2 * WINDOW:
+            return 0.0
+        first, last = values[:WINDOW], values[-WINDOW:]
+        noise = ((statistics.variance(first) + statistics.variance(last)) / WINDOW) ** 0.5
+        change = statistics.mean(last) - statistics.mean(first)
+        return change if abs(change) > 2 * noise else 0.0

@@ -1,0 +1,235 @@
+"""What an objective asks for, made from the configuration: its stream, its source, its reference, the penalties."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from align.data import PairStream, PromptStream, Stream, TrainingStream
+from align.files import write_text
+from align.generators import Generator
+from align.sampling import balanced_labels
+from align.training.actions import Actions, ActionSettings, Perceptual
+from align.training.credit import make_credit
+from align.training.fakes import FakePool
+from align.training.inputs import Needs, Scoring
+from align.training.penalties import EntropyBonus, KLPenalty, Penalty
+from align.training.reference import AdapterOffReference, CachedReference, FrozenReference, Reference
+from align.training.rollouts import Rollouts, RolloutSettings
+from align.training.sources import Fakes, Pairs, RealData, Source
+from align.types import SamplingConfig
+from recipes.data import draw_pairs
+from recipes.parts import (
+    make_codes,
+    make_objective,
+    make_pairs,
+    make_rewards,
+    num_classes,
+    zoo_file,
+)
+from rewards.perceptual import load_distance
+
+PAIRS_FILE, POOL_FILE = "pairs.safetensors", "fakes.safetensors"
+REFERENCE_FILE = "reference_logprobs.safetensors"
+KINDS = ("frozen", "cached", "adapter_off")
+
+
+@dataclass(frozen=True)
+class Supplies:
+    """What a trainer needs beside the generator and the objective."""
+
+    stream: Stream | PromptStream
+    source: Source
+    reference: Reference | None
+    penalties: list[Penalty]
+
+
+def check_recipe(config: DictConfig) -> Needs:
+    """Everything that the configuration alone can tell about whether its parts fit, before any weights are loaded.
+
+    Raises:
+        ValueError: what is missing for the objective, or contradicts it, and which setting mends it.
+    """
+    objective = make_objective(config.objective)
+    needs = Needs.of(objective)
+    source = needs.source
+    for penalty in make_penalties(config, vocabulary=2):
+        needs |= penalty.term(needs.primary).needs
+    kind = config.reference.kind
+    if kind not in KINDS:
+        raise ValueError(f"unknown reference.kind {kind!r}; known: {', '.join(KINDS)}")
+    if kind == "cached":
+        if needs.reference and source not in ("real", "pairs"):
+            raise ValueError(
+                f"reference.kind=cached holds log-probs of a fixed dataset, and this objective trains on {source}; set reference.kind=frozen"
+            )
+        if config.reference.sync_steps is not None:
+            raise ValueError("reference.kind=cached cannot move; set reference.sync_steps=null, or kind=frozen")
+    if kind == "adapter_off" and not config.trainer.lora_rank:
+        raise ValueError(
+            "reference.kind=adapter_off is the policy without its adapters; set trainer.lora_rank (8, say)"
+        )
+    if kind == "adapter_off" and source == "fakes" and config.fakes.per_class is None:
+        raise ValueError("fakes are drawn from a reference of its own; set reference.kind=frozen, or fakes.per_class")
+    rewards = make_rewards(config.reward)
+    rewarded = source == "rollouts" or (source == "pairs" and config.pairs.file is None)
+    if rewarded and not any(reward.weight for reward in rewards):
+        raise ValueError(
+            f"this objective trains on {source}, which need a reward of a weight other than 0; choose reward=classifier, or name yours: reward.rewards"
+        )
+    if source == "rollouts":
+        rollout_settings(config)
+        if config.trainer.dropout:
+            raise ValueError("policy gradient compares log-probs of sampling and of training; set trainer.dropout=0")
+        rows = _rows_per_step(config)
+        if rows % config.rollout.num_generations:
+            raise ValueError(
+                f"a step of {rows} rows does not divide into groups of rollout.num_generations={config.rollout.num_generations}"
+            )
+    if config.kl.where not in ("loss", "reward"):
+        raise ValueError(f"unknown kl.where {config.kl.where!r}; known: loss, reward")
+    if config.kl.where == "reward" and config.kl.coefficient and source != "rollouts":
+        raise ValueError(
+            f"kl.where=reward needs rollouts with rewards, and this objective trains on {source}; use loss"
+        )
+    return needs
+
+
+def make_supplies(config: DictConfig, generator: Generator, folder: Path) -> Supplies:
+    """Files that are made on the way (pairs, a pool of fakes, a table of log-probs) stay in the run's folder."""
+    needs = check_recipe(config)
+    penalties = make_penalties(config, vocabulary=generator.vocab_size)
+    stream = _stream(config, Needs.of(make_objective(config.objective)), generator, folder)
+    charged = config.kl.where == "reward" and config.kl.coefficient
+    guided_by_reference = needs.source == "rollouts" and config.rollout.null_branch == "reference"
+    sampled = needs.source == "fakes" and config.fakes.per_class is None
+    wanted = needs.reference or charged or guided_by_reference or sampled
+    return Supplies(
+        stream,
+        _source(config, needs, generator, folder),
+        _reference(config, needs, generator, stream, folder) if wanted else None,
+        penalties,
+    )
+
+
+def make_penalties(config: DictConfig, *, vocabulary: int) -> list[Penalty]:
+    penalties: list[Penalty] = []
+    if config.kl.coefficient and config.kl.where == "loss":
+        kl = config.kl
+        penalties.append(KLPenalty(kl.coefficient, estimator=kl.estimator, importance=kl.importance, target=kl.target))
+    if config.entropy.coefficient:
+        settings: dict[str, Any] = OmegaConf.to_container(config.entropy)  # type: ignore[assignment]
+        penalties.append(EntropyBonus.for_vocabulary(vocabulary, base=settings.pop("coefficient"), **settings))
+    return penalties
+
+
+def rollout_settings(config: DictConfig) -> RolloutSettings:
+    rollout = config.rollout
+    sampling = SamplingConfig(**{**rollout.sampling, "seed": config.seed})
+    if rollout.scoring not in ("same", "plain"):
+        raise ValueError(f"unknown rollout.scoring {rollout.scoring!r}; known: same, plain")
+    trained = sampling if rollout.scoring == "same" else SamplingConfig()
+    return RolloutSettings(
+        num_generations=rollout.num_generations,
+        sampling=sampling,
+        scoring=Scoring(trained, rollout.null_branch),
+        num_iterations=rollout.num_iterations,
+        batch_size=rollout.batch_size,
+        advantages=OmegaConf.to_container(rollout.advantages),  # type: ignore[arg-type]
+        importance_cap=rollout.importance_cap,
+        kl_in_reward=config.kl.coefficient if config.kl.where == "reward" else 0.0,
+        probe_every=rollout.probe_every,
+        timeout=config.reward.timeout,
+    )
+
+
+def _rows_per_step(config: DictConfig) -> int:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    return config.trainer.per_device_train_batch_size * config.trainer.gradient_accumulation_steps * world
+
+
+def _stream(config: DictConfig, needs: Needs, generator: Generator, folder: Path) -> Stream | PromptStream:
+    rows = _rows_per_step(config)
+    length = rows * config.trainer.max_steps
+    if needs.source == "rollouts":
+        return PromptStream(
+            balanced_labels(num_classes(generator), num_classes(generator)),
+            length=length,
+            seed=config.seed,
+            num_generations=config.rollout.num_generations,
+            rows_per_step=rows,
+            num_iterations=config.rollout.num_iterations,
+        )
+    if needs.source == "pairs":
+        path = Path(config.pairs.file or folder / PAIRS_FILE)
+        if config.pairs.file is None and not path.exists():
+            settings = {**config.pairs, "sampling": {"seed": config.seed}, "reward": config.reward}
+            drawn, facts = draw_pairs(generator, make_rewards(config.reward), OmegaConf.create(settings))
+            drawn.save(path)
+            write_text(path.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
+        pairs = make_pairs(str(path), generator)
+        return PairStream(pairs, length=length, seed=config.seed, label_drop=config.trainer.label_drop)
+    return TrainingStream(
+        make_codes(config.data, generator),
+        length=length,
+        seed=config.seed,
+        label_drop=config.trainer.label_drop,
+        negative_label=config.data.negative_label,
+    )
+
+
+def _source(config: DictConfig, needs: Needs, generator: Generator, folder: Path) -> Source:
+    if needs.source == "rollouts":
+        credit = None
+        if config.rollout.credit is not None:
+            credit = make_credit(
+                config.rollout.credit,
+                generator,
+                num_generations=config.rollout.num_generations,
+                rows=config.trainer.per_device_train_batch_size,
+                **config.rollout.credit_settings,
+            )
+        return Rollouts(rollout_settings(config), make_rewards(config.reward), credit)
+    if needs.source == "fakes":
+        fakes, pool = config.fakes, None
+        if fakes.per_class is not None:
+            path = folder / POOL_FILE
+            if not path.exists():
+                FakePool.compute(
+                    generator, per_class=fakes.per_class, seed=config.seed, batch_size=fakes.batch_size
+                ).save(path)
+            pool = FakePool.load(path, generator)
+        return Fakes(seed=config.seed, batch_size=fakes.batch_size, pool=pool)
+    if needs.source == "actions":
+        settings: dict[str, Any] = OmegaConf.to_container(config.actions)  # type: ignore[assignment]
+        chosen = settings.pop("perceptual")
+        perceptual = None
+        if chosen is not None:
+            weights = str(chosen["weights"])
+            file = str(zoo_file(weights, "reward")) if weights.startswith("zoo:") else weights
+            perceptual = Perceptual(chosen["kind"], load_distance(chosen["kind"], file))
+        return Actions(ActionSettings(**settings), perceptual, seed=config.seed)
+    return Pairs() if needs.source == "pairs" else RealData()
+
+
+def _reference(
+    config: DictConfig, needs: Needs, generator: Generator, stream: Stream | PromptStream, folder: Path
+) -> Reference:
+    section = config.reference
+    if section.kind == "adapter_off":
+        return AdapterOffReference(generator)
+    if section.kind == "cached" and isinstance(stream, Stream):
+        path, wanted = folder / REFERENCE_FILE, needs.of_model("reference")
+        if path.exists():
+            return CachedReference.load(path, generator, stream, wanted)
+        cached = CachedReference.compute(
+            generator, stream, wanted, batch_size=config.trainer.per_device_train_batch_size
+        )
+        cached.save(path, stream)
+        return cached
+    return FrozenReference(generator, sync_steps=section.sync_steps, mixup=section.mixup)
