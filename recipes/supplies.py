@@ -91,6 +91,11 @@ def check_recipe(config: DictConfig) -> Needs:
             raise ValueError(
                 f"a step of {rows} rows does not divide into groups of rollout.num_generations={config.rollout.num_generations}"
             )
+        sampling = config.rollout.sampling
+        if config.kl.coefficient and config.kl.importance and (sampling.top_k or sampling.top_p < 1):
+            raise ValueError(
+                "kl.importance weighs by ratios of the distribution sampled from, which filters cut; set top_k=0 and top_p=1"
+            )
     if config.kl.where not in ("loss", "reward"):
         raise ValueError(f"unknown kl.where {config.kl.where!r}; known: loss, reward")
     if config.kl.where == "reward" and config.kl.coefficient and source != "rollouts":

@@ -28,6 +28,8 @@ from evaluation.results import read_results, summarize, text_table
 from recipes.config import compose
 from recipes.evaluate import Judge, base_settings
 from recipes.parts import EXPORT_FILE, make_generator, make_objective, make_protocol, make_rewards, num_classes
+from recipes.rounds import check_rounds, play
+from recipes.rounds import wanted as rounds_wanted
 from recipes.run import Run, say
 from recipes.supplies import Supplies, check_recipe, make_supplies
 
@@ -131,9 +133,25 @@ def _use_bf16(precision: str) -> bool:
 
 
 def align_generator(config: DictConfig, folder: Path, *, resume: bool, description: str) -> tuple[Generator, list[str]]:
-    """Load, train and export: the aligned generator, whose weights are then in folder/generator.pt, and what the
-    preflight found."""
+    """Load, train (in rounds, if so set) and export: the aligned generator, whose weights are then in
+    folder/generator.pt, and what the first preflight found."""
     check_recipe(config)
+    check_rounds(config)
+    if not rounds_wanted(config):
+        return _align_once(config, folder, resume=resume, description=description)
+    found: list[str] = []
+
+    def train_one(candidate: DictConfig, where: Path) -> Generator:
+        generator, checks = _align_once(
+            candidate, where, resume=resume, description=f"{description} {where.parent.name}"
+        )
+        found.extend(checks if not found else [])
+        return generator
+
+    return play(config, folder, train_one, resume=resume), found
+
+
+def _align_once(config: DictConfig, folder: Path, *, resume: bool, description: str) -> tuple[Generator, list[str]]:
     trainer_config: dict[str, Any] = OmegaConf.to_container(config.trainer)  # type: ignore[assignment]
     alarms: dict[str, Any] = OmegaConf.to_container(config.alarms)  # type: ignore[assignment]
     rewards = make_rewards(config.reward)

@@ -11,7 +11,7 @@ from align.objectives.kto import kto
 from align.objectives.logprobs import token_entropy, token_logprobs
 from align.objectives.policy_gradient import policy_gradient
 from align.objectives.preference import dpo, simpo, spin
-from align.objectives.sft import sft
+from align.objectives.sft import best_of_n, sft
 from align.objectives.token_credit import (
     block_area_weights,
     critical_token_weights,
@@ -25,6 +25,7 @@ from align.objectives.va_pi import noised_context, pixel_reward, ste, straight_t
 __all__ = [
     "Advantages",
     "adapt_coefficient",
+    "best_of_n",
     "block_area_weights",
     "cca",
     "critical_token_weights",

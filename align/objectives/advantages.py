@@ -46,7 +46,7 @@ def group_advantages(
     multi_objective_aggregation: str = "sum_then_normalize",
     clip: float | None = None,
 ) -> Advantages:
-    """Advantages as TRL's GRPOTrainer and RLOOTrainer define them (unbiased standard deviations, + 1e-4).
+    """Advantages as TRL's GRPOTrainer defines them (unbiased standard deviations, + 1e-4), and unscaled as RLOOTrainer does.
 
     With r the weighted sum of a row's rewards:
 

@@ -45,6 +45,7 @@ def exact_kl(policy_BLV: Tensor, reference_BLV: Tensor) -> Tensor:
 def kl_penalty(
     policy_BL: Tensor,
     reference_BL: Tensor,
+    old_BL: Tensor | None = None,
     *,
     coefficient: float,
     estimator: str = "k3",
@@ -61,8 +62,8 @@ def kl_penalty(
     k2          gradient of KL(policy || reference)    gradient of E[k2], another divergence
     k3          gradient of KL(reference || policy)    gradient of KL(policy || reference)
 
-    importance multiplies by p_policy / stop_gradient(p_policy): the value stays, the gradient gets the term by which
-    the sampling depends on the policy (TRL's use_bias_correction_kl on policy).
+    importance multiplies by p_policy / p_old (TRL's use_bias_correction_kl): the gradient gets the term by which the
+    sampling depends on the policy, and stays right when the tokens were drawn some updates ago.
 
     The gradients are those of each token's divergence given the prefix it was drawn after. What a token does to later
     ones is not in them; for the divergence of whole images subtract coefficient * sum_t k1 from the reward instead.
@@ -81,7 +82,7 @@ def kl_penalty(
     kl_BL = kl_estimate(policy_BL, reference_BL, estimator)
     metrics = {"kl": Average.of(kl_BL)}
     if importance:
-        kl_BL = kl_BL * (policy_BL - policy_BL.detach()).exp()
+        kl_BL = kl_BL * (policy_BL - (policy_BL.detach() if old_BL is None else old_BL)).exp()
     return LossOutput(coefficient * _mean(kl_BL, normalizer), metrics)
 
 

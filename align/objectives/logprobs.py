@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -13,6 +14,7 @@ def token_logprobs(logits_BLV: Tensor, tokens_BL: Tensor) -> Tensor:
 
 
 def token_entropy(logits_BLV: Tensor) -> Tensor:
-    """float32 [B, L]: entropy (nats) of each position's distribution, between 0 and log V."""
+    """float32 [B, L]: entropy (nats) of each position's distribution, between 0 and log V; excluded tokens (-inf) add 0."""
     logprobs_BLV = logits_BLV.float().log_softmax(dim=-1)
-    return -(logprobs_BLV.exp() * logprobs_BLV).sum(dim=-1)
+    finite_BLV = logprobs_BLV.masked_fill(logprobs_BLV == -torch.inf, 0.0)
+    return -(logprobs_BLV.exp() * finite_BLV).sum(dim=-1)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: maximum likelihood on the real images. Pretraining, and the control of every other objective."""
+"""Supervised fine-tuning: maximum likelihood on real images, or on the best of own ones. Pretraining, and the controls."""
 
 from __future__ import annotations
 
@@ -26,3 +26,14 @@ def sft(
         nll_B.sum() / rows,
         {"nll_per_token": Average.of(nll_B, ~dropped_B), "nll_null_per_token": Average.of(nll_B, dropped_B)},
     )
+
+
+def best_of_n(
+    policy_chosen_B: Tensor, dropped_B: Tensor, num_tokens: int, *, normalizer: float | None = None
+) -> LossOutput:
+    """Maximum likelihood on the chosen images of preference pairs: fine-tuning on the best of N own samples.
+
+    The control of the preference objectives, on the same pairs: what they gain above it is the preference's own share.
+    Arguments and metrics are those of `sft`.
+    """
+    return sft(policy_chosen_B, dropped_B, num_tokens, normalizer=normalizer)

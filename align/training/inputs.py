@@ -18,7 +18,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,7 @@ VIEWS = {
     "rejected": View("rejected", "own", "the worse image of a preference pair"),
     "mismatched": View("chosen", "negative", "the better image of a pair given another pair's condition"),
     "rollout": View("rollout", "own", "the policy's own sample, under the distribution that it is trained under"),
+    "unfiltered": View("rollout", "own", "the same, without its filters: what KL is taken under"),
     "unconditional": View("rollout", "null", "the policy's own sample given the null condition"),
     "actions": View("actions", "own", "tokens drawn at every position of a teacher-forced image", "context"),
     "real": View("tokens", "own", "the real tokens given the same, possibly noised, context", "context"),
@@ -78,6 +79,7 @@ FIELDS = {
     "num_tokens": ("num_tokens", "tokens in an image"),
 }
 _MODEL_INPUT = re.compile(r"(policy|reference)_([a-z]+)_(B|BL|BGL|BLV|entropy_BL)")
+EXCLUDED = -1e4  # nats: log-prob of a token that a filter excludes
 # what each batch field that the plain stream of real images lacks is made by
 SOURCES = {
     "fake": "fakes",
@@ -99,15 +101,19 @@ class ModelInput:
 
     name: str
     model: str
-    view: View
+    view_name: str
     shape: str
+
+    @property
+    def view(self) -> View:
+        return VIEWS[self.view_name]
 
     @staticmethod
     def parse(name: str) -> ModelInput | None:
         match = _MODEL_INPUT.fullmatch(name)
         if match is None or match[2] not in VIEWS:
             return None
-        return ModelInput(name, match[1], VIEWS[match[2]], match[3])
+        return ModelInput(name, match[1], match[2], match[3])
 
 
 @dataclass(frozen=True)
@@ -257,23 +263,32 @@ def model_inputs(
     if not wanted:
         return {}
     rows = list(dict.fromkeys(item.view.rows for item in wanted))
-    rollout, null = VIEWS["rollout"].rows, (VIEWS["rollout"].tokens, "null")
+    rollout, null = VIEWS["rollout"].rows, VIEWS["unconditional"].rows
     guided = rollout in rows and scoring.guided(generator)
-    if guided and scoring.null_branch == "trains":
+    if guided and scoring.null_branch == "trains" and null not in rows:
         rows.append(null)
     logits = compute_logits(forward, batch, given, rows)
+    null_BLV = logits.get(null) if guided else None
     if guided and scoring.null_branch != "trains":
         source = generator if scoring.null_branch == "detached" else reference
         if source is None:
             raise ValueError("null_branch=reference needs a reference; set reference.kind=frozen")
         with torch.no_grad():
-            logits[null] = source(batch["rollout"], given["null"])
-    if rollout in rows:
-        logits[rollout] = _under(logits[rollout], logits.get(null), generator, scoring.config)
-    found = {item.name: _shaped(logits[item.view.rows], batch[item.view.tokens], item.shape) for item in wanted}
+            null_BLV = source(batch["rollout"], given["null"])
+
+    def of_view(name: str) -> Tensor:
+        found_BLV = logits[VIEWS[name].rows]
+        if name == "rollout":
+            return _under(found_BLV, null_BLV, generator, scoring.config)
+        if name == "unfiltered":
+            return _under(found_BLV, null_BLV, generator, replace(scoring.config, top_k=0, top_p=1.0))
+        return found_BLV
+
+    views = {name: of_view(name) for name in dict.fromkeys(item.view_name for item in wanted)}
+    found = {item.name: _shaped(views[item.view_name], batch[item.view.tokens], item.shape) for item in wanted}
     if watch is not None:
         with torch.no_grad():
-            found["watched_entropy_BL"] = token_entropy(logits[VIEWS[watch].rows])
+            found["watched_entropy_BL"] = token_entropy(views[watch])
     return found
 
 
@@ -297,7 +312,8 @@ def _shaped(logits_BLV: Tensor, tokens: Tensor, shape: str) -> Tensor:
         # G sequences an image read the same logits
         logprobs_BLV = logits_BLV.log_softmax(dim=-1)
         return logprobs_BLV.gather(-1, tokens.transpose(1, 2)).transpose(1, 2)
-    logprobs_BL = token_logprobs(logits_BLV, tokens)
+    # a token drawn within a filter may have left it since: its probability and its gradient are 0, but sums stay finite
+    logprobs_BL = token_logprobs(logits_BLV, tokens).clamp(min=EXCLUDED)
     return logprobs_BL if shape == "BL" else logprobs_BL.sum(dim=-1)
 
 

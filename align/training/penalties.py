@@ -49,6 +49,7 @@ class KLPenalty:
     name: str = "kl"
 
     def term(self, view: str) -> Term:
+        view = "unfiltered" if view == "rollout" else view  # a filter gives some tokens no probability at all
         if self.estimator == "exact":
             names = {"policy_BLV": f"policy_{view}_BLV", "reference_BLV": f"reference_{view}_BLV"}
             return Term(partial(exact_kl_penalty, coefficient=self.coefficient), names)
@@ -57,7 +58,10 @@ class KLPenalty:
         function = partial(
             kl_penalty, coefficient=self.coefficient, estimator=self.estimator, importance=self.importance
         )
-        return Term(function, {"policy_BL": f"policy_{view}_BL", "reference_BL": f"reference_{view}_BL"})
+        names = {"policy_BL": f"policy_{view}_BL", "reference_BL": f"reference_{view}_BL"}
+        if self.importance and view == "unfiltered":
+            names["old_BL"] = "old_rollout_BL"
+        return Term(function, names)
 
     def update(self, means: Mapping[str, float]) -> None:
         if self.target is not None:

@@ -155,7 +155,7 @@ class Rollouts:
         """
         names = [] if self.settings.num_iterations == 1 and self.settings.on_policy else ["policy_rollout_BL"]
         if self.settings.kl_in_reward:
-            names = ["policy_rollout_BL", "reference_rollout_BL"]
+            names = ["policy_rollout_BL", "policy_unfiltered_BL", "reference_unfiltered_BL"]
         wanted = Needs(tuple(names))
         given, _ = conditions(step.policy, batch)
         found: dict[str, Tensor] = {}
@@ -168,8 +168,10 @@ class Rollouts:
             if reference is None:
                 raise ValueError("kl.where=reward needs a reference; set reference.kind=frozen")
             found |= reference.inputs(batch, given, wanted.of_model("reference"), self.scoring)
-        result = {"reference": found["reference_rollout_BL"]} if "reference_rollout_BL" in found else {}
-        return result | ({"old": found["policy_rollout_BL"]} if found else {})
+        result = {"old": found["policy_rollout_BL"]} if found else {}
+        if self.settings.kl_in_reward:
+            result["log_ratio"] = found["policy_unfiltered_BL"] - found["reference_unfiltered_BL"]
+        return result
 
     # --- advantages
 
@@ -181,7 +183,7 @@ class Rollouts:
         columns, weights = values_NR[:, trained], [self.rewards[index].weight for index in trained]
         if self.settings.kl_in_reward:
             # one more reward: minus the k1 estimate of KL to the reference, in nats
-            kl_N = torch.cat([(extra["old"] - extra["reference"]).sum(dim=-1) for extra in found])
+            kl_N = torch.cat([extra["log_ratio"].sum(dim=-1) for extra in found])
             step.log({"kl_charged": Average.of(kl_N)})
             # a row without a reward must not enter its group by the charge alone
             kl_N = kl_N.masked_fill(columns.isnan().all(dim=1), torch.nan)

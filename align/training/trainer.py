@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from align.files import read_tensors, save_tensors, write_text
 from align.generators.base import Generator
 from align.training.checkpoints import METRICS_FILE, mark_complete
-from align.training.inputs import Needs, Objective, Term, conditions, field_inputs, model_inputs
+from align.training.inputs import EXCLUDED, Needs, Objective, Term, conditions, field_inputs, model_inputs
 from align.training.penalties import Penalty
 from align.training.reference import FrozenReference, Reference
 from align.training.sources import RealData, Source, Step
@@ -187,7 +187,9 @@ class AlignTrainer(Trainer):
         first_update = settings is not None and self.state.global_step % settings.num_iterations == 0
         if settings is None or not settings.on_policy or not first_update or "policy_rollout_BL" not in known:
             return {}
-        gap_BL = (known["policy_rollout_BL"].detach() - batch["behaviour"]).abs()
+        policy_BL = known["policy_rollout_BL"].detach()
+        excluded_BL = policy_BL <= EXCLUDED
+        gap_BL = (policy_BL - batch["behaviour"]).abs().masked_fill(excluded_BL, 0.0)
         epsilon = getattr(self.objective.function, "keywords", {}).get("epsilon")
         floor = gap_BL.quantile(0.95).item()
         if epsilon is not None and settings.num_iterations > 1 and floor > math.log1p(epsilon):
@@ -197,7 +199,11 @@ class AlignTrainer(Trainer):
                 "objective.epsilon, use trainer.precision=fp32, or rollout.num_iterations=1"
             )
         blocks = [gap_BL[:, start:end] for start, end in self.generator.layout.spans()]
-        worst = {"mismatch_max": Average.of(gap_BL.amax(dim=1)), "mismatch": Average.of(gap_BL)}
+        worst = {
+            "mismatch": Average.of(gap_BL),
+            "mismatch_max": Average.of(gap_BL.amax(dim=1)),
+            "excluded": Average.of(excluded_BL),  # drawn within a filter, outside of it when scored
+        }
         if len(blocks) <= 16:
             worst |= {f"mismatch/block{index}": Average.of(block) for index, block in enumerate(blocks)}
         return worst

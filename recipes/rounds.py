@@ -1,0 +1,125 @@
+"""Self-play: train against a reference, keep the best candidate by a held-out metric, make it the reference, again.
+
+Each round tries every combination of `rounds.search` from the best weights so far, as its own run in
+round-R/candidate-K, and judges it without guidance on evaluation.select_seed: a seed that claims are not made on.
+rounds.jsonl holds what each candidate scored. A round in which nothing beats the best so far leaves it as it is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from align.generators import Generator
+from align.types import SamplingConfig
+from recipes.evaluate import Judge, fid
+from recipes.parts import EXPORT_FILE, make_generator, make_protocol
+from recipes.run import say
+
+ROUNDS_FILE = "rounds.jsonl"
+METRICS_FILE = "metrics.jsonl"
+# trains one run in its folder and leaves generator.pt there
+TrainOne = Callable[[DictConfig, Path], Generator]
+
+
+def wanted(config: DictConfig) -> bool:
+    """Whether a run is more than one training."""
+    return config.rounds.number > 1 or bool(config.rounds.search)
+
+
+def check_rounds(config: DictConfig) -> None:
+    """Raises ValueError for settings that cannot be carried out."""
+    if config.rounds.number < 1:
+        raise ValueError(f"rounds.number is {config.rounds.number}; it must be at least 1")
+    if wanted(config) and not config.evaluation.protocol:
+        raise ValueError(
+            "rounds keep the best by a held-out metric: evaluation=none cannot tell; choose evaluation=mnist-cnn"
+        )
+    for key, values in config.rounds.search.items():
+        if OmegaConf.select(config, str(key)) is None or not OmegaConf.is_list(values) or not len(values):
+            raise ValueError(
+                f"rounds.search holds {key}: {values}; each entry is a setting's full key with a list, as {{objective.alpha: [1, 2]}}"
+            )
+
+
+def play(config: DictConfig, folder: Path, train_one: TrainOne, *, resume: bool) -> Generator:
+    """All rounds; the best generator, exported to folder/generator.pt."""
+    judge = Judge(
+        make_protocol(config.evaluation.protocol), config.rounds.num_images, config.evaluation.batch_size, folder
+    )
+    records = _read(folder / ROUNDS_FILE) if resume else []
+    best = config.generator.checkpoint
+    start = next((record for record in records if record["round"] == 0), None)
+    if start is None:
+        start = _judge(judge, make_generator(config.generator), config, {"round": 0})
+        _append(folder / ROUNDS_FILE, start)
+    score = start["fid"]
+    chosen: Path | None = None
+    for number in range(1, config.rounds.number + 1):
+        round_best: tuple[float, Path] | None = None
+        for index, setting in enumerate(_combinations(config)):
+            where = folder / f"round-{number}" / f"candidate-{index}"
+            record = next((r for r in records if r["round"] == number and r["candidate"] == index), None)
+            if record is None:
+                trained = train_one(_candidate(config, setting, best, number, where), where)
+                facts = {"round": number, "candidate": index, "setting": setting}
+                record = _judge(judge, trained, config, facts)
+                _append(folder / ROUNDS_FILE, record)
+            say(f"round {number}: {setting or 'as set'}: FID {record['fid']:.2f} (best so far {score:.2f})")
+            if round_best is None or record["fid"] < round_best[0]:
+                round_best = (record["fid"], where)
+        assert round_best is not None
+        if round_best[0] < score:
+            score, chosen = round_best
+            best = str(chosen)
+    if chosen is not None:
+        shutil.copyfile(chosen / EXPORT_FILE, folder / EXPORT_FILE)
+        shutil.copyfile(chosen / METRICS_FILE, folder / METRICS_FILE)
+    final = config.generator.copy()
+    final.checkpoint = best
+    generator = make_generator(final)
+    if chosen is None:
+        say("no candidate beat the generator it started from; that one is kept")
+        generator.save_published(folder / EXPORT_FILE)
+    return generator
+
+
+def _combinations(config: DictConfig) -> list[dict[str, Any]]:
+    search: dict[str, list[Any]] = OmegaConf.to_container(config.rounds.search)  # type: ignore[assignment]
+    return [dict(zip(search, values, strict=True)) for values in itertools.product(*search.values())]
+
+
+def _candidate(
+    config: DictConfig, setting: dict[str, Any], checkpoint: str | None, number: int, folder: Path
+) -> DictConfig:
+    """One training's configuration: another data order in each round, the same for its candidates."""
+    candidate: DictConfig = OmegaConf.create(OmegaConf.to_container(config))  # type: ignore[assignment]
+    for key, value in setting.items():
+        OmegaConf.update(candidate, key, value)
+    candidate.generator.checkpoint = checkpoint
+    candidate.seed = config.seed + 1000 * number
+    candidate.output_dir = str(folder)
+    candidate.rounds = {"number": 1, "search": {}, "num_images": config.rounds.num_images}
+    folder.mkdir(parents=True, exist_ok=True)
+    return candidate
+
+
+def _judge(judge: Judge, generator: Generator, config: DictConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    label = "base" if facts["round"] == 0 else f"round{facts['round']}-{facts['candidate']}"
+    row = judge.score(generator, label, SamplingConfig(seed=config.evaluation.select_seed), split="select")
+    return {**facts, "fid": fid(row), "n": row.n, "metrics": row.metrics}
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
