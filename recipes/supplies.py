@@ -21,7 +21,8 @@ from align.training.inputs import Needs, Scoring
 from align.training.penalties import EntropyBonus, KLPenalty, Penalty
 from align.training.reference import AdapterOffReference, CachedReference, FrozenReference, Reference
 from align.training.rollouts import Rollouts, RolloutSettings
-from align.training.sources import Fakes, Pairs, RealData, Source
+from align.training.sources import Betas, Fakes, Pairs, RealData, Source
+from align.training.straight_through import StraightThrough
 from align.types import SamplingConfig
 from recipes.data import draw_pairs
 from recipes.parts import (
@@ -210,7 +211,9 @@ def _source(config: DictConfig, needs: Needs, generator: Generator, folder: Path
                 ).save(path)
             pool = FakePool.load(path, generator)
         return Fakes(seed=config.seed, batch_size=fakes.batch_size, pool=pool)
-    if needs.source == "actions":
+    if needs.source == "betas":
+        return Betas(seed=config.seed)
+    if needs.source in ("actions", "pixels"):
         settings: dict[str, Any] = OmegaConf.to_container(config.actions)  # type: ignore[assignment]
         chosen = settings.pop("perceptual")
         perceptual = None
@@ -218,7 +221,8 @@ def _source(config: DictConfig, needs: Needs, generator: Generator, folder: Path
             weights = str(chosen["weights"])
             file = str(zoo_file(weights, "reward")) if weights.startswith("zoo:") else weights
             perceptual = Perceptual(chosen["kind"], load_distance(chosen["kind"], file))
-        return Actions(ActionSettings(**settings), perceptual, seed=config.seed)
+        kind = Actions if needs.source == "actions" else StraightThrough
+        return kind(ActionSettings(**settings), perceptual, seed=config.seed)
     return Pairs() if needs.source == "pairs" else RealData()
 
 

@@ -21,7 +21,7 @@ from align.files import sha256_of_tensors
 from align.generators import Generator
 from align.training.adapters import add_adapters, merge_adapters
 from align.training.checkpoints import is_complete, latest_checkpoint, rewind_metrics
-from align.training.inputs import Objective
+from align.training.inputs import Needs, Objective
 from align.types import SamplingConfig
 from evaluation.report import write_report
 from evaluation.results import read_results, summarize, text_table
@@ -160,6 +160,8 @@ def _align_once(config: DictConfig, folder: Path, *, resume: bool, description: 
         "held_out": [reward.name for reward in rewards if not reward.weight],
     }
     generator = make_generator(config.generator, dropout=config.trainer.dropout)
+    if "beta_B" in Needs.of(make_objective(config.objective)).names:
+        generator.add_beta_embedding(config.sampling_beta)
     if rank := trainer_config["lora_rank"]:
         add_adapters(generator, rank=rank, alpha=trainer_config["lora_alpha"], seed=config.seed)
     supplies = make_supplies(config, generator, folder)

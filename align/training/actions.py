@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from align.generators.base import Generator
 from align.objectives import group_advantages, noised_context, pixel_reward
 from align.sampling import draw
-from align.training.inputs import Scoring, conditions
-from align.training.sources import Step, chunks
+from align.training.inputs import conditions
+from align.training.sources import RealData, Step, chunks
 from align.types import Average
 
 _ACTIONS = 5  # separates this random stream from others of the same seed
@@ -56,11 +56,10 @@ class ActionSettings:
             )
 
 
-class Actions:
+class Actions(RealData):
     """Draws, decodes and rewards actions for the real images of a step."""
 
     supplies = "actions"
-    scoring = Scoring()
 
     def __init__(self, settings: ActionSettings, perceptual: Perceptual | None, *, seed: int) -> None:
         if settings.perceptual_weight and perceptual is None:
@@ -111,8 +110,8 @@ class Actions:
 
     def _reward(self, policy: Generator, tokens_BL: Tensor, actions_BGL: Tensor, step: Step) -> Tensor:
         settings, groups = self.action_settings, actions_BGL.shape[1]
-        real_BCHW = _pixels(policy, tokens_BL, settings.batch_size)
-        drawn_NCHW = _pixels(policy, actions_BGL.flatten(0, 1), settings.batch_size)
+        real_BCHW = real_pixels(policy, tokens_BL, settings.batch_size)
+        drawn_NCHW = real_pixels(policy, actions_BGL.flatten(0, 1), settings.batch_size)
         distance_N = torch.zeros(len(drawn_NCHW), device=drawn_NCHW.device)
         if self.perceptual is not None and settings.perceptual_weight:
             real_NCHW = real_BCHW.repeat_interleave(groups, dim=0)
@@ -128,14 +127,8 @@ class Actions:
             perceptual_weight=settings.perceptual_weight,
         )
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        return None
-
-
-def _pixels(generator: Generator, tokens_BL: Tensor, batch_size: int) -> Tensor:
+def real_pixels(generator: Generator, tokens_BL: Tensor, batch_size: int) -> Tensor:
     """Decoded images, float [B, 3, H, W] in [-1, 1]."""
     images = torch.cat([generator.decode(tokens_BL[rows]) for rows in chunks(len(tokens_BL), batch_size)])
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1

@@ -38,7 +38,7 @@ class FakePool:
         """
         if generator.num_classes is None:
             raise ValueError(
-                "a pool of fakes is stored by class, and this generator has none; set fakes.pool=null (online)"
+                "a pool of fakes is stored by class, and this generator has none; set fakes.per_class=null (drawn online)"
             )
         if per_class < 1:
             raise ValueError(f"fakes.per_class is {per_class}; it must be at least 1")

@@ -26,8 +26,7 @@ from torch import Tensor
 
 from align.generators.base import Generator
 from align.objectives.logprobs import token_entropy, token_logprobs
-from align.sampling.logits import guide, sampling_logprobs
-from align.sampling.loop import block_scales
+from align.sampling import distribution, is_guided
 from align.types import Condition, LossOutput, SamplingConfig
 
 Objective = Callable[..., LossOutput]
@@ -77,6 +76,9 @@ FIELDS = {
     "mismatched_gap": ("mismatched_gap", "mean gap of the step's pairs of an image and another one's condition"),
     "beta_B": ("beta", "the sampled temperature of guidance-free training"),
     "num_tokens": ("num_tokens", "tokens in an image"),
+    "decoded_BCHW": ("decoded", "pixels of straight-through tokens, with gradient"),
+    "real_BCHW": ("real_pixels", "pixels of the real tokens"),
+    "perceptual_B": ("perceptual", "perceptual distance of the two, with gradient"),
 }
 _MODEL_INPUT = re.compile(r"(policy|reference)_([a-z]+)_(B|BL|BGL|BLV|entropy_BL)")
 EXCLUDED = -1e4  # nats: log-prob of a token that a filter excludes
@@ -92,6 +94,10 @@ SOURCES = {
     "num_kept": "rollouts",
     "actions": "actions",
     "context": "actions",
+    "decoded": "pixels",
+    "real_pixels": "pixels",
+    "perceptual": "pixels",
+    "beta": "betas",
 }
 
 
@@ -158,14 +164,17 @@ class Needs:
 
     @property
     def source(self) -> str:
-        """What the data must be: real, fakes, pairs, rollouts or actions."""
+        """What the data must be: real, fakes, pairs, rollouts, actions, pixels or betas."""
         fields = [FIELDS[name][0] for name in self.names if name in FIELDS]
         for item in (*self.of_model("policy"), *self.of_model("reference")):
             fields += [item.view.tokens, *([item.view.context] if item.view.context else [])]
         found = {SOURCES[name] for name in fields if name in SOURCES}
         # the actions of a teacher-forced image carry advantages and old log-probs as rollouts do
-        if "actions" in found:
-            return "actions"
+        if "actions" in found and "rollout" not in fields:
+            found.discard("rollouts")
+        # and the straight-through pixels are decoded under its context
+        if "pixels" in found:
+            found.discard("actions")
         if len(found) > 1:
             raise ValueError(f"an objective cannot mix data of {' and '.join(sorted(found))}: {', '.join(self.names)}")
         return next(iter(found), "real")
@@ -213,9 +222,6 @@ class Scoring:
         if self.null_branch not in ("trains", "detached", "reference"):
             raise ValueError(f"null_branch is {self.null_branch!r}; known: trains, detached, reference")
 
-    def guided(self, generator: Generator) -> bool:
-        return any(scale != 1.0 for scale in block_scales(self.config, len(generator.layout.block_sizes)))
-
 
 def conditions(generator: Generator, batch: Batch) -> tuple[dict[str, Condition], Tensor]:
     """Own, negative and null condition of each row, with one label-drop mask for all, and the collision mask.
@@ -223,6 +229,8 @@ def conditions(generator: Generator, batch: Batch) -> tuple[dict[str, Condition]
     A batch without negatives has none.
     """
     own = generator.encode_condition(batch["label"])
+    if "beta" in batch:
+        own = Condition({**own.tensors, "beta": batch["beta"].to(own.tensors["beta"].dtype)})
     null = generator.null_condition(own)
     found = {"null": null, "own": own.where(batch["dropped"], null)}
     collision_B = torch.zeros_like(batch["dropped"])
@@ -264,7 +272,7 @@ def model_inputs(
         return {}
     rows = list(dict.fromkeys(item.view.rows for item in wanted))
     rollout, null = VIEWS["rollout"].rows, VIEWS["unconditional"].rows
-    guided = rollout in rows and scoring.guided(generator)
+    guided = rollout in rows and is_guided(scoring.config, generator.layout)
     if guided and scoring.null_branch == "trains" and null not in rows:
         rows.append(null)
     logits = compute_logits(forward, batch, given, rows)
@@ -279,9 +287,9 @@ def model_inputs(
     def of_view(name: str) -> Tensor:
         found_BLV = logits[VIEWS[name].rows]
         if name == "rollout":
-            return _under(found_BLV, null_BLV, generator, scoring.config)
+            return distribution(found_BLV, null_BLV, generator.layout, scoring.config)
         if name == "unfiltered":
-            return _under(found_BLV, null_BLV, generator, replace(scoring.config, top_k=0, top_p=1.0))
+            return distribution(found_BLV, null_BLV, generator.layout, replace(scoring.config, top_k=0, top_p=1.0))
         return found_BLV
 
     views = {name: of_view(name) for name in dict.fromkeys(item.view_name for item in wanted)}
@@ -290,17 +298,6 @@ def model_inputs(
         with torch.no_grad():
             found["watched_entropy_BL"] = token_entropy(views[watch])
     return found
-
-
-def _under(cond_BLV: Tensor, null_BLV: Tensor | None, generator: Generator, config: SamplingConfig) -> Tensor:
-    """Log-probs [B, L, V] of the distribution that `config` samples from, given raw logits."""
-    if null_BLV is not None:
-        scales = block_scales(config, len(generator.layout.block_sizes))
-        scale_L = torch.tensor(scales, device=cond_BLV.device).repeat_interleave(
-            torch.tensor(generator.layout.block_sizes, device=cond_BLV.device)
-        )
-        cond_BLV = guide(cond_BLV, null_BLV, scale_L[None, :, None])
-    return sampling_logprobs(cond_BLV, config)
 
 
 def _shaped(logits_BLV: Tensor, tokens: Tensor, shape: str) -> Tensor:

@@ -15,7 +15,7 @@ from align.objectives import Advantages, group_advantages
 from align.sampling import sample
 from align.training.credit import TokenCredit
 from align.training.inputs import Needs, Scoring, conditions, model_inputs
-from align.training.sources import Step, chunks
+from align.training.sources import RealData, Step, chunks
 from align.types import Average, SamplingConfig
 from rewards.base import Reward, score_rewards
 
@@ -74,7 +74,7 @@ class RolloutSettings:
             raise ValueError(f"rollout.importance_cap is {self.importance_cap}; it must be above 0")
 
 
-class Rollouts:
+class Rollouts(RealData):
     """Own samples with advantages; kept for `num_iterations` updates, and through a checkpoint in between."""
 
     supplies = "rollouts"
@@ -245,7 +245,10 @@ class Rollouts:
     # --- checkpoints
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {f"{index}.{name}": tensor for index, part in enumerate(self.buffer) for name, tensor in part.items()}
+        # copies: micro-batches share tensors, which safetensors refuses
+        return {
+            f"{index}.{name}": tensor.clone() for index, part in enumerate(self.buffer) for name, tensor in part.items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.buffer = [{} for _ in range(1 + max((int(name.split(".")[0]) for name in state), default=-1))]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -18,9 +19,11 @@ from torch import Tensor
 from align.generators.base import Generator
 from align.sampling import sample
 from align.training.fakes import FakePool
-from align.training.inputs import Needs, Scoring, conditions
+from align.training.inputs import Needs, Scoring, conditions, model_inputs
 from align.training.reference import Reference
 from align.types import Average, Condition, SamplingConfig
+
+_BETA = 6  # separates this random stream from others of the same seed
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,13 @@ class Source(Protocol):
     # data that the objective may ask for: see inputs.SOURCES
     supplies: str
     scoring: Scoring
+    # what `derive` looks at beside the objective's own inputs
+    needs: Needs
 
     def prepare(self, batches: list[dict[str, Any]], step: Step) -> list[dict[str, Any]]: ...
+
+    def derive(self, batch: Mapping[str, Any], known: Mapping[str, Any], policy: Generator) -> dict[str, Any]:
+        """Fields that are made of the policy's own output within the update, with gradient."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint must hold so that a resumed run goes on exactly."""
@@ -68,6 +76,7 @@ class RealData:
 
     supplies = "real"
     scoring = Scoring()
+    needs = Needs(())
 
     def prepare(self, batches: list[dict[str, Any]], step: Step) -> list[dict[str, Any]]:
         if "mismatched_gap" in step.needs.names:
@@ -75,11 +84,32 @@ class RealData:
             batches = [{**batch, "mismatched_gap": gap} for batch in batches]
         return batches
 
+    def derive(self, batch: Mapping[str, Any], known: Mapping[str, Any], policy: Generator) -> dict[str, Any]:
+        return {}
+
     def state_dict(self) -> dict[str, Tensor]:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         return None
+
+
+class Betas(RealData):
+    """Each row with a beta of its own, uniform on (0, 1], and 1 where the label is dropped: guidance-free training with a
+    sampled temperature."""
+
+    supplies = "betas"
+
+    def __init__(self, *, seed: int) -> None:
+        self.seed = seed
+
+    def prepare(self, batches: list[dict[str, Any]], step: Step) -> list[dict[str, Any]]:
+        return [{**batch, "beta": self._draw(batch)} for batch in batches]
+
+    def _draw(self, batch: Mapping[str, Any]) -> Tensor:
+        drawn = [1 - np.random.default_rng([_BETA, self.seed, int(p)]).random() for p in batch["position"]]
+        beta_B = torch.tensor(drawn, dtype=torch.float32, device=batch["dropped"].device)
+        return beta_B.masked_fill(batch["dropped"], 1.0)
 
 
 class Pairs(RealData):
@@ -137,8 +167,6 @@ def score_batch(
     step: Step, batch: Mapping[str, Any], given: Mapping[str, Condition], wanted: Needs
 ) -> dict[str, Tensor]:
     """Inputs of policy and reference outside of an update, without gradient."""
-    from align.training.inputs import model_inputs
-
     with torch.no_grad():
         found = model_inputs(step.policy, step.policy, batch, given, wanted.of_model("policy"), Scoring())
     if step.reference is not None and wanted.of_model("reference"):

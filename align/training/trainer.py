@@ -68,10 +68,10 @@ class AlignTrainer(Trainer):
         self.source: Source = source or RealData()
         self.penalties = list(penalties)
         self.view = self.objective.needs.primary
-        self.needs = self.objective.needs
+        self.needs = self.objective.needs | self.source.needs
         for term in self._penalty_terms():
             self.needs |= term.needs
-        check_supplies(self.needs, self.source.supplies)
+        check_supplies(self.objective.needs, self.source.supplies)
         if self.needs.reference and reference is None:
             raise ValueError(
                 "this objective compares the policy with a reference; set reference.kind=frozen, cached or adapter_off"
@@ -175,6 +175,7 @@ class AlignTrainer(Trainer):
         for old, policy in (("old_rollout_BL", "policy_rollout_BL"), ("old_actions_BGL", "policy_actions_BGL")):
             if old in self.needs.names and "old" not in batch:
                 fields["old"] = found[policy].detach()  # one update per rollout: the ratio is exactly 1
+        fields |= self.source.derive(batch, found, self.generator)
         return found | field_inputs(self.needs.names, fields)
 
     def _mismatch(self, known: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Average]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from align.generators.base import Generator
-from align.sampling import block_scales, guide, sample, sampling_logprobs
+from align.sampling import distribution, is_guided, sample
 from align.types import Condition, SamplingConfig
 
 try:
@@ -81,14 +81,11 @@ class PolicyModel(PreTrainedModel, GenerationMixin):
 
     def forward(self, tokens_BL: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy [B, L] of given tokens under the distribution sampled from, nats, float32."""
-        logits_BLV = self.generator(tokens_BL, condition)
-        scales = block_scales(self.sampling, len(self.generator.layout.block_sizes))
-        if any(scale != 1.0 for scale in scales):
+        null_BLV = None
+        if is_guided(self.sampling, self.generator.layout):
             null_BLV = self.generator(tokens_BL, self.generator.null_condition(condition))
-            sizes = torch.tensor(self.generator.layout.block_sizes)
-            scale_L1 = torch.tensor(scales).repeat_interleave(sizes).to(logits_BLV)[:, None]
-            logits_BLV = torch.where(scale_L1 == 1.0, logits_BLV, guide(logits_BLV, null_BLV, scale_L1))
-        logprobs_BLV = sampling_logprobs(logits_BLV, self.sampling).clamp(min=EXCLUDED)
+        cond_BLV = self.generator(tokens_BL, condition)
+        logprobs_BLV = distribution(cond_BLV, null_BLV, self.generator.layout, self.sampling).clamp(min=EXCLUDED)
         logprobs_BL = logprobs_BLV.gather(-1, tokens_BL.unsqueeze(-1)).squeeze(-1)
         return logprobs_BL, -(logprobs_BLV.exp() * logprobs_BLV).sum(dim=-1)
 
