@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-# How a state_dict lies in published files: under one of these keys, or bare (None).
-WRAPPERS = ("model", "module", "state_dict")
+# How a state_dict lies in published files: under one of these keys (a/b: under b in a), or bare (None). The last two
+# are VAR's and CCA's training files.
+WRAPPERS = ("model", "module", "state_dict", "trainer/var_wo_ddp", "trainer")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,9 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], wrapper: str | None 
     if Path(path).suffix == ".safetensors":
         write_atomically(path, lambda temporary: save_file(contiguous, temporary))
     else:
-        content = contiguous if wrapper is None else {wrapper: contiguous}
+        content: dict[str, Any] = contiguous
+        for key in reversed(wrapper.split("/") if wrapper else []):
+            content = {key: content}
         write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
@@ -102,14 +105,20 @@ def read_tensors(path: Path) -> TensorFile:
     content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}; a dictionary of named tensors was expected")
-    wrapper = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
-    state = content if wrapper is None else content[wrapper]
+    wrapper = next((name for name in WRAPPERS if _unwrap(content, name) is not None), None)
+    state = content if wrapper is None else _unwrap(content, wrapper) or {}
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(
             f"{path} holds no tensors under its top level or {', '.join(WRAPPERS)}; its keys: {sorted(map(str, content))[:8]}"
         )
     return TensorFile(path, tensors, wrapper)
+
+
+def _unwrap(content: Any, wrapper: str) -> Mapping[Any, Any] | None:
+    for key in wrapper.split("/"):
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content if isinstance(content, Mapping) else None
 
 
 def _load_safetensors(path: Path) -> Any:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+GUIDANCE_SCHEDULES = ("constant", "linear")
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -59,16 +61,21 @@ class SamplingConfig:
     Logits are guided, divided by the temperature, cut to the top k, then to the top p (LlamaGen's order).
 
     guidance_scale: s in null + s * (cond - null), at least 0; 1.0 is off and never computes the null branch.
-        LlamaGen publishes the same number; VAR's published t is s - 1 at its last scale.
+        LlamaGen publishes the same number. VAR's published cfg is s - 1: its 1.5 is our 2.5, its 0 our 1.0.
+    guidance_schedule: "constant": every block is guided by s. "linear": block k of K by 1 + (s - 1) k / (K - 1), from
+        1.0 at the first to s at the last. VAR samples so: its guided = (1 + t) cond - t null with t = cfg k / (K - 1).
     guided_blocks: guidance acts on the first so many blocks only (a block is one token for raster generators);
-        None is all of them. LlamaGen's `cfg_interval=k` is `guided_blocks=k + 2`.
+        None is all of them, and it leaves a schedule's scales as they are. LlamaGen's `cfg_interval=k` is
+        `guided_blocks=k + 2`.
     temperature: at least 0; 0 takes the most likely token (a point mass, whose log-prob is 0).
     top_k: tokens kept, ties at the boundary included; 0 is off.
-    top_p: nucleus mass in (0, 1]; the token that crosses it is kept; 1.0 is off.
+    top_p: nucleus mass in (0, 1]; the token that crosses it is kept; 1.0 is off. VAR's filters keep the same tokens
+        (its "off" is 0), so its published top_k=900, top_p=0.96 are top_k=900, top_p=0.96 here.
     seed: with a sample's index it fixes that sample's random numbers, whatever batch it is drawn in.
     """
 
     guidance_scale: float = 1.0
+    guidance_schedule: str = "constant"
     guided_blocks: int | None = None
     temperature: float = 1.0
     top_k: int = 0
@@ -78,6 +85,10 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         allowed = {
             "guidance_scale": (self.guidance_scale >= 0, "at least 0 (1.0 is off)"),
+            "guidance_schedule": (
+                self.guidance_schedule in GUIDANCE_SCHEDULES,
+                f"one of {', '.join(GUIDANCE_SCHEDULES)}",
+            ),
             "guided_blocks": (self.guided_blocks is None or self.guided_blocks >= 0, "None (all) or at least 0"),
             "temperature": (self.temperature >= 0, "at least 0 (0 takes the most likely token)"),
             "top_k": (self.top_k >= 0, "at least 0 (0 is off)"),

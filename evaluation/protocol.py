@@ -237,6 +237,12 @@ class Evaluator:
             extractor_fingerprint=reference.extractor_fingerprint,
         )
 
+    def accuracy_by_class(self) -> dict[int, float]:
+        """Share of each class's images that are classified as asked, for every class that images were added of."""
+        labels_N = np.concatenate(self._labels)
+        correct_N = metrics.class_hits(np.concatenate(self._logits), labels_N)
+        return {int(label): float(correct_N[labels_N == label].mean()) for label in np.unique(labels_N)}
+
 
 def count_suffix(n: int) -> str:
     """The image count in a metric key: 2000 -> "2k", 50000 -> "50k", 1500 -> "1500". Raises ValueError below 1."""

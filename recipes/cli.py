@@ -14,6 +14,7 @@ COMMANDS = {
     "train": ("recipes.train", "align a generator by an objective, measure, report"),
     "study": ("recipes.study", "train an objective and its control over seeds, compare with the base, report"),
     "data": ("recipes.data", "make training data: `align data pairs` draws preference pairs"),
+    "bench": ("recipes.bench", "run every experiment over generators and seeds, tabulate what each gained"),
     "sample": ("recipes.sample", "draw images from any checkpoint"),
     "eval": ("recipes.evaluate", "score a checkpoint under one sampling setting"),
     "sweep": ("recipes.sweep", "score a checkpoint over guidance scales and temperatures"),

@@ -6,7 +6,9 @@ written anew. For example: align eval generator.checkpoint=runs/mnist/cca label=
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from evaluation.results import ResultRow, append_result, summarize, text_table
 from recipes.config import compose
 from recipes.parts import make_generator, make_protocol, make_sampling, num_classes
 from recipes.run import Run, say
+from rewards.base import Reward, score_rewards
 
 GRID_COLUMNS = 10
 GRID_IMAGES = 60
@@ -32,12 +35,18 @@ GRID_IMAGES = 60
 
 @dataclass(frozen=True)
 class Judge:
-    """A protocol with the number of images it is applied to; `folder` collects rows and sample grids."""
+    """A protocol with the number of images it is applied to; `folder` collects rows and sample grids.
+
+    rewards: scored on the same images; their weighted sum is the row's metric `reward`.
+    classes: that images are drawn for, evenly; all of them if None.
+    """
 
     protocol: Protocol
     num_images: int
     batch_size: int
     folder: Path
+    rewards: Sequence[Reward] = ()
+    classes: Sequence[int] | None = None
 
     def score(
         self, generator: Generator, label: str, sampling: SamplingConfig, *, split: str, grid: bool = False
@@ -46,11 +55,12 @@ class Judge:
 
         images_per_second counts sampling and decoding, not scoring.
         """
-        classes = num_classes(generator)
-        labels = balanced_labels(self.num_images, classes)
+        classes = self.classes or range(num_classes(generator))
+        labels = [classes[index] for index in balanced_labels(self.num_images, len(classes))]
         evaluator = Evaluator(self.protocol)
         seconds, forwards = 0.0, 0.0
         shown: list[torch.Tensor] = []
+        rewards: list[float] = []
         bar = progress_bar(total=self.num_images, description=f"{label} {describe(sampling)}", unit="img", leave=False)
         batches = generate(generator, labels, sampling, batch_size=self.batch_size)
         clock = time.monotonic()
@@ -58,6 +68,10 @@ class Judge:
             images = generator.decode(rollout.tokens_BL)
             seconds += time.monotonic() - clock
             evaluator.update(images.cpu(), torch.tensor(labels)[rollout.index_B])
+            if self.rewards:
+                described = [{"label": labels[index]} for index in rollout.index_B.tolist()]
+                values_NR = score_rewards(self.rewards, images.cpu(), described, timeout=None).values_NR
+                rewards += (values_NR * torch.tensor([reward.weight for reward in self.rewards])).nansum(1).tolist()
             forwards = rollout.forwards_per_image
             if sum(len(images) for images in shown) < GRID_IMAGES:
                 shown.append(images.cpu())
@@ -74,7 +88,9 @@ class Judge:
             seed=sampling.seed,
             n=result.n,
             protocol=result.protocol,
-            metrics=result.metrics,
+            metrics=result.metrics
+            | {f"accuracy-class{label}": value for label, value in evaluator.accuracy_by_class().items()}
+            | ({"reward": statistics.fmean(rewards)} if rewards else {}),
             stderr=result.stderr,
             guidance_scale=sampling.guidance_scale,
             temperature=sampling.temperature,
@@ -125,7 +141,13 @@ def main(overrides: list[str]) -> None:
     run = Run(config, kind="eval", overrides=overrides, name=config.label, append=True)
     generator = make_generator(config.generator)
     evaluation = config.evaluation
-    judge = Judge(make_protocol(evaluation.protocol), evaluation.num_images, evaluation.batch_size, run.folder)
+    judge = Judge(
+        make_protocol(evaluation.protocol),
+        evaluation.num_images,
+        evaluation.batch_size,
+        run.folder,
+        classes=None if config.classes is None else list(config.classes),
+    )
     row = judge.score(generator, config.label, make_sampling(config.sampling), split="report", grid=True)
     run.update(status="finished", hashes={"generator": row.checkpoint})
     print(text_table(summarize([row])))

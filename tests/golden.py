@@ -30,6 +30,11 @@ def weights(golden: dict[str, Any]) -> dict[str, Tensor]:
 def _fill(name: str, shape: tuple[int, ...], dtype: str, fill: tuple[Any, ...], seed: int) -> Tensor:
     if fill[0] == "zeros":
         return torch.zeros(shape, dtype=getattr(torch, dtype))
+    if fill[0] in ("lvl", "bias_mask"):  # VAR's buffers: each token's scale, and the mask between scales
+        level = torch.tensor([scale for scale, side in enumerate(fill[1]) for _ in range(side * side)])
+        hidden = level.unsqueeze(1) < level
+        tensor = level if fill[0] == "lvl" else torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)
+        return tensor.view(shape).to(getattr(torch, dtype))
     _, centre, half_width = fill
     rng = np.random.Generator(np.random.PCG64([zlib.crc32(name.encode()), seed]))
     values = rng.random(size=shape, dtype=np.float32)

@@ -2,43 +2,52 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_llamagen
+from conftest import tiny_llamagen, tiny_var
 
 from align import SamplingConfig, load_generator, sample, score
-from align.generators import Generator
+from align.checkpoints import save_tokenizer
+from align.generators import PublishedGenerator
 from align.types import Condition
 
-GENERATORS: dict[str, Callable[[], Generator]] = {
+GENERATORS: dict[str, Callable[[], PublishedGenerator]] = {
     "llamagen-tiny": tiny_llamagen,
+    "var-tiny": tiny_var,
+    "var-tiny-shared": lambda: tiny_var(l2_norm=False, shared_adaln=True),
     "mnist-llamagen": lambda: load_generator("mnist-llamagen"),
+    "mnist-var": lambda: load_generator("mnist-var"),
 }
+# what a file may not tell, by family
+UNTOLD = {"llamagen": ("grid", "num_heads"), "var": ("patch_nums", "num_heads")}
 SETTINGS = {
     "plain": SamplingConfig(seed=3),
     "guided": SamplingConfig(guidance_scale=2.5, seed=3),
     "guided-at-first": SamplingConfig(guidance_scale=2.5, guided_blocks=3, seed=3),
+    "guided-more-and-more": SamplingConfig(guidance_scale=3.0, guidance_schedule="linear", seed=3),
     "filtered": SamplingConfig(guidance_scale=1.5, temperature=0.8, top_k=7, top_p=0.9, seed=3),
     "greedy": SamplingConfig(temperature=0, seed=3),
 }
 
 
 @pytest.fixture(params=GENERATORS, scope="module")
-def any_generator(request: pytest.FixtureRequest) -> Generator:
+def any_generator(request: pytest.FixtureRequest) -> PublishedGenerator:
     return GENERATORS[request.param]()
 
 
 @pytest.fixture
-def condition(any_generator: Generator) -> Condition:
+def condition(any_generator: PublishedGenerator) -> Condition:
     return any_generator.encode_condition([0, 1, 2, 3, 1])
 
 
 @pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
 def test_behaviour_logprobs_equal_teacher_forcing(
-    any_generator: Generator, condition: Condition, config: SamplingConfig
+    any_generator: PublishedGenerator, condition: Condition, config: SamplingConfig
 ) -> None:
     """Also says that cached steps give the same logits as the full forward."""
     rollout = sample(any_generator, condition, config)
@@ -50,7 +59,7 @@ def test_behaviour_logprobs_equal_teacher_forcing(
 
 @pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
 def test_a_sample_does_not_depend_on_its_batch(
-    any_generator: Generator, condition: Condition, config: SamplingConfig
+    any_generator: PublishedGenerator, condition: Condition, config: SamplingConfig
 ) -> None:
     together = sample(any_generator, condition, config, index_B=torch.tensor([10, 11, 12, 13, 14])).tokens_BL
     order = torch.tensor([4, 2, 0, 1, 3])
@@ -60,7 +69,7 @@ def test_a_sample_does_not_depend_on_its_batch(
     assert torch.equal(alone, together[2:3])
 
 
-def test_seeds_and_indices_change_samples(any_generator: Generator) -> None:
+def test_seeds_and_indices_change_samples(any_generator: PublishedGenerator) -> None:
     condition = any_generator.encode_condition([1, 1])
     tokens = sample(any_generator, condition, SamplingConfig(seed=0)).tokens_BL
     assert not torch.equal(tokens[0], tokens[1])
@@ -68,7 +77,7 @@ def test_seeds_and_indices_change_samples(any_generator: Generator) -> None:
 
 
 def test_scale_one_runs_no_null_branch(
-    any_generator: Generator, condition: Condition, monkeypatch: pytest.MonkeyPatch
+    any_generator: PublishedGenerator, condition: Condition, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocks = len(any_generator.layout.block_sizes)
     assert sample(any_generator, condition, SamplingConfig(guidance_scale=2.0)).forwards_per_image == 2 * blocks
@@ -78,7 +87,7 @@ def test_scale_one_runs_no_null_branch(
     assert sample(any_generator, condition, SamplingConfig()).forwards_per_image == blocks
 
 
-def test_sampling_leaves_the_mode_as_it_was(any_generator: Generator, condition: Condition) -> None:
+def test_sampling_leaves_the_mode_as_it_was(any_generator: PublishedGenerator, condition: Condition) -> None:
     any_generator.train()
     try:
         sample(any_generator, condition)
@@ -87,7 +96,7 @@ def test_sampling_leaves_the_mode_as_it_was(any_generator: Generator, condition:
         any_generator.eval()
 
 
-def test_the_null_condition_is_another_condition(any_generator: Generator, condition: Condition) -> None:
+def test_the_null_condition_is_another_condition(any_generator: PublishedGenerator, condition: Condition) -> None:
     tokens = torch.zeros(5, any_generator.layout.length, dtype=torch.long)
     with torch.no_grad():
         assert not torch.allclose(
@@ -95,30 +104,92 @@ def test_the_null_condition_is_another_condition(any_generator: Generator, condi
         )
 
 
-def test_pixels_are_uint8_at_the_border(any_generator: Generator, condition: Condition) -> None:
+def test_pixels_are_uint8_at_the_border(any_generator: PublishedGenerator, condition: Condition) -> None:
     images = any_generator.decode(sample(any_generator, condition).tokens_BL)
     assert images.dtype == torch.uint8
-    assert images.shape[0] == 5
-    assert images.shape[3] == 3
+    assert tuple(images.shape) == (5, *any_generator.image_size, 3)
     assert any_generator.encode(images).shape == (5, any_generator.layout.length)
+    for wrong in (images[:, :-1], images.float(), images[0]):
+        with pytest.raises(ValueError, match="images must be uint8"):
+            any_generator.encode(wrong)
 
 
-def test_the_tokenizer_is_neither_trained_nor_saved(any_generator: Generator) -> None:
+def test_soft_decoding_of_hard_choices_is_decoding(any_generator: PublishedGenerator, condition: Condition) -> None:
+    tokens = sample(any_generator, condition).tokens_BL
+    weights = torch.nn.functional.one_hot(tokens, any_generator.vocab_size).float().requires_grad_()
+    pixels = any_generator.decode_soft(weights)
+    difference = (pixels.detach().clamp(-1, 1) + 1) * 127.5 - any_generator.decode(tokens).permute(0, 3, 1, 2)
+    assert difference.abs().max() <= 1.01  # the families round differently
+    # every token's weights are felt by the pixels
+    (gradient,) = torch.autograd.grad(pixels.square().sum(), weights)
+    assert (gradient.abs().amax(dim=-1) > 0).all()
+
+
+def test_soft_decoding_mixes_codes(any_generator: PublishedGenerator, condition: Condition) -> None:
+    a, b = (sample(any_generator, condition, SamplingConfig(seed=seed)).tokens_BL for seed in (0, 1))
+    hard_a, hard_b = (torch.nn.functional.one_hot(x, any_generator.vocab_size).float() for x in (a, b))
+    with torch.no_grad():
+        ends = any_generator.decode_soft(hard_a), any_generator.decode_soft(hard_b)
+        middle = any_generator.decode_soft((hard_a + hard_b) / 2)
+    assert not any(torch.allclose(middle, end) for end in ends)
+
+
+def test_the_context_replaces_the_inputs(any_generator: PublishedGenerator, condition: Condition) -> None:
+    """Tokens are scored as if the context stood before them; what stands at their own place is not seen."""
+    length = any_generator.layout.length
+    randomly = torch.Generator().manual_seed(0)
+    tokens, context = torch.randint(0, any_generator.vocab_size, (2, 5, length), generator=randomly)
+    with torch.no_grad():
+        given = any_generator(tokens, condition, context_BL=context)
+        assert torch.equal(given, any_generator(context, condition))
+        assert not torch.allclose(given, any_generator(tokens, condition))
+        start, end = list(any_generator.layout.spans())[-2]
+        changed = context.clone()
+        changed[:, start:end] = (changed[:, start:end] + 1) % any_generator.vocab_size
+        moved = (any_generator(tokens, condition, context_BL=changed) - given).abs().amax(dim=(0, 2))
+    assert (moved[:end] == 0).all()
+    assert (moved[end:] > 0).any()
+
+
+def test_a_copy_scores_alike_and_is_independent(any_generator: PublishedGenerator, condition: Condition) -> None:
+    """The reference is such a copy."""
+    tokens = sample(any_generator, condition).tokens_BL
+    twin = copy.deepcopy(any_generator)
+    with torch.no_grad():
+        before = any_generator(tokens, condition)
+        assert torch.equal(twin(tokens, condition), before)
+        for parameter in twin.parameters():
+            parameter.zero_()
+        assert torch.equal(any_generator(tokens, condition), before)
+
+
+def test_the_tokenizer_is_neither_trained_nor_saved(any_generator: PublishedGenerator) -> None:
     assert not any("quantize" in name for name, _ in any_generator.named_parameters())
     assert not any("quantize" in name for name in any_generator.state_dict())
 
 
-def test_saved_weights_give_the_same_logits(any_generator: Generator, condition: Condition, tmp_path: Path) -> None:
+def test_saved_weights_give_the_same_logits(
+    any_generator: PublishedGenerator, condition: Condition, tmp_path: Path
+) -> None:
     any_generator.save_published(tmp_path / "generator.pt")
-    sizes = any_generator.sizes
-    again = load_generator(any_generator.family, tmp_path / "generator.pt", grid=sizes.grid, num_heads=sizes.num_heads)
+    save_tokenizer(any_generator.tokenizer, tmp_path / "tokenizer.pt")
+    untold: dict[str, Any] = {name: getattr(any_generator.sizes, name) for name in UNTOLD[any_generator.family]}
+    again = load_generator(any_generator.family, tmp_path / "generator.pt", tmp_path / "tokenizer.pt", **untold)
     tokens = sample(any_generator, condition).tokens_BL
     with torch.no_grad():
         assert torch.equal(any_generator(tokens, condition), again(tokens, condition))
+    assert torch.equal(any_generator.decode(tokens), again.decode(tokens))
+    # and a module on the meta device, filled with the saved tensors alone, has lost nothing
+    with torch.device("meta"):
+        empty = type(any_generator)(any_generator.sizes)
+    empty.to_empty(device="cpu").load_state_dict(any_generator.state_dict())
+    empty.attach(any_generator.tokenizer)
+    with torch.no_grad():
+        assert torch.equal(any_generator(tokens, condition), empty.eval()(tokens, condition))
 
 
 @pytest.mark.gpu
-def test_a_gpu_draws_the_same_distribution(any_generator: Generator) -> None:
+def test_a_gpu_draws_the_same_distribution(any_generator: PublishedGenerator) -> None:
     """Random numbers come from the CPU, so that only rounding can differ between devices."""
     condition = any_generator.encode_condition([0, 1, 2, 3])
     rollout = sample(any_generator, condition, SETTINGS["filtered"])

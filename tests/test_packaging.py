@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 from align.checkpoints import zoo_entries
+from recipes.parts import zoo_file
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,8 +20,13 @@ def packaged(package: str) -> set[Path]:
 def test_the_zoo_is_packaged() -> None:
     for folder in zoo_entries().values():
         entry = json.loads((folder / "config.json").read_text())
-        names = [entry[name] for name in ("generator", "tokenizer", "codes", "reward")]
-        names += [entry["protocol"][name] for name in ("extractor", "reference")]
+        names = [entry[name] for name in ("generator", "tokenizer", "codes")]
+        # an entry may name another one that it is judged and rewarded by
+        names += [] if entry["reward"].startswith("zoo:") else [entry["reward"]]
+        if isinstance(entry["protocol"], dict):
+            names += [entry["protocol"][name] for name in ("extractor", "reference")]
+        else:
+            assert zoo_file(entry["protocol"], "reward").exists()
         assert {folder / name for name in (*names, "config.json", "card.md")} <= packaged("align")
 
 

@@ -1,6 +1,19 @@
 """Generators: architecture and published checkpoint format of each family, behind one contract."""
 
 from align.generators.base import Generator, TokenLayout, evaluating
+from align.generators.beta import PREFIX as BETA_PREFIX
 from align.generators.llamagen import LlamaGen, LlamaGenConfig
+from align.generators.published import PublishedGenerator
+from align.generators.var import VAR, VARConfig
 
-__all__ = ["Generator", "LlamaGen", "LlamaGenConfig", "TokenLayout", "evaluating"]
+__all__ = [
+    "BETA_PREFIX",
+    "VAR",
+    "Generator",
+    "LlamaGen",
+    "LlamaGenConfig",
+    "PublishedGenerator",
+    "TokenLayout",
+    "VARConfig",
+    "evaluating",
+]

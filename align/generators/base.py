@@ -61,7 +61,8 @@ class Generator(nn.Module, ABC):
     def forward(self, tokens_BL: Tensor, condition: Condition, *, context_BL: Tensor | None = None) -> Tensor:
         """Teacher forcing: float32 logits [B, L, V] where logits[:, i] scores tokens[:, i].
 
-        `context_BL` replaces the tokens as the network's input (VA-π's noised context).
+        `context_BL` replaces the tokens as the network's input (VA-π's noised context); every scored token still sees
+        only the blocks before its own.
         """
 
     @abstractmethod
@@ -87,6 +88,22 @@ class Generator(nn.Module, ABC):
     @abstractmethod
     def decode(self, tokens_BL: Tensor) -> Tensor:
         """Tokens to uint8 images [B, H, W, 3], rounded as the authors' sampler does."""
+
+    @abstractmethod
+    def decode_soft(self, weights_BLV: Tensor) -> Tensor:
+        """Mixtures of codes to pixels, differentiable: float [B, 3, H, W], about [-1, 1] and not clamped.
+
+        `weights_BLV` are convex weights over the codebook for every token; one-hot ones give what `decode` rounds.
+        """
+
+    @abstractmethod
+    def embed_tokens(self, tokens_BL: Tensor) -> Tensor:
+        """Codebook vectors of the tokens, float [B, L, C]: how alike two tokens look."""
+
+    @abstractmethod
+    def add_beta_embedding(self, sampling_beta: float) -> None:
+        """Give the network one more input, the beta of guidance-free training (arXiv 2501.15420), which changes nothing
+        until it is trained. Conditions then carry `beta` [B]: `sampling_beta` unless set, and 1 for the null condition."""
 
     @abstractmethod
     def save_published(self, path: Path | str) -> None:

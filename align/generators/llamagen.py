@@ -8,17 +8,16 @@ predicts token t + 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from align.files import save_tensors
-from align.generators.base import Generator, TokenLayout
+from align.generators.base import TokenLayout
+from align.generators.published import PublishedGenerator, describe
 from align.tokenizers import VQTokenizer
 from align.types import Condition
 
@@ -95,20 +94,6 @@ class LlamaGenConfig:
         )
 
 
-def describe(tensors: Mapping[str, Tensor]) -> str:
-    """A guess at what a file is instead, for error messages."""
-    signs = {
-        "encoder.conv_in.weight": "it looks like an image tokenizer: pass it as tokenizer_checkpoint",
-        "cls_embedding.uncond_embedding": "it looks like a text-to-image LlamaGen",
-        "pos_1LC": "it looks like a VAR generator",
-        "language_model.lm_head.weight": "it looks like Janus",
-    }
-    for name, meaning in signs.items():
-        if name in tensors:
-            return meaning
-    return f"its first tensors are {list(tensors)[:4]}"
-
-
 @dataclass
 class LlamaGenCache:
     """Keys and values of every layer, preallocated: [2, B, heads, L, head_dim] each, filled up to `position`."""
@@ -117,11 +102,12 @@ class LlamaGenCache:
     position: int = 0
 
 
-class LlamaGen(Generator):
+class LlamaGen(PublishedGenerator[VQTokenizer]):
     family = "llamagen"
 
     def __init__(self, config: LlamaGenConfig, tokenizer: VQTokenizer | None = None) -> None:
-        super().__init__()
+        super().__init__(tokenizer)
+        self.published_wrapper = "model"
         self.sizes = config  # not `config`: transformers.Trainer takes an attribute of that name for its own kind
         self.vocab_size = config.vocab_size
         self.num_classes = config.num_classes
@@ -132,15 +118,7 @@ class LlamaGen(Generator):
         self.norm = _RMSNorm(config.dim)
         self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         self.dropout = nn.Dropout(config.dropout)
-        # kept out of the module tree: it is frozen, and must not be trained, saved or cast with the generator
-        self.__dict__["tokenizer"] = tokenizer.requires_grad_(False).eval() if tokenizer else None
-        # key order, wrapper and dtypes of the file this came from; see `save_published`
-        self.published_dtypes: dict[str, torch.dtype] = {}
-        self.published_extras: dict[str, Tensor] = {}
-        self.published_wrapper: str | None = "model"
         self._rope: Tensor | None = None
-
-    tokenizer: VQTokenizer | None
 
     def initialize(self, generator: torch.Generator) -> None:
         """LlamaGen's initialisation for pretraining: normal(0, 0.02), and zeros for the output layer."""
@@ -150,32 +128,12 @@ class LlamaGen(Generator):
                     parameter, std=0.02, generator=generator
                 ) if name != "output.weight" else nn.init.zeros_(parameter)
 
-    # --- conditions
-
-    def encode_condition(self, raw: Sequence[int] | Tensor) -> Condition:
-        labels = torch.as_tensor(raw)
-        if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise ValueError(f"class labels must be a list of integers, got {raw!r:.80}")
-        if labels.numel() and (labels.min() < 0 or labels.max() >= self.sizes.num_classes):
-            bad = labels[(labels < 0) | (labels >= self.sizes.num_classes)][0].item()
-            raise ValueError(
-                f"class label {bad} is out of range; this generator knows 0 to {self.sizes.num_classes - 1}"
-            )
-        return Condition({"label": labels.long().to(self.device)})
-
-    def null_condition(self, like: Condition) -> Condition:
-        return Condition({"label": torch.full_like(like.tensors["label"], self.sizes.num_classes)})
-
     # --- teacher forcing
 
     def forward(self, tokens_BL: Tensor, condition: Condition, *, context_BL: Tensor | None = None) -> Tensor:
         inputs_BL = tokens_BL if context_BL is None else context_BL
-        if inputs_BL.shape[1] != self.layout.length:
-            raise ValueError(
-                f"got {inputs_BL.shape[1]} tokens an image; this generator's grid {self.sizes.grid} has {self.layout.length}"
-            )
-        prefix = self.cls_embedding(condition.tensors["label"]).unsqueeze(1)
-        x = self.dropout(torch.cat([prefix, self.tok_embeddings(inputs_BL[:, :-1])], dim=1))
+        self.check_length(inputs_BL)
+        x = self.dropout(torch.cat([self._prefix(condition), self.tok_embeddings(inputs_BL[:, :-1])], dim=1))
         rope = self.rope()
         for layer in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -183,6 +141,13 @@ class LlamaGen(Generator):
             else:
                 x = layer(x, rope)
         return self.output(self.norm(x)).float()
+
+    def _prefix(self, condition: Condition) -> Tensor:
+        return self.with_beta(self.cls_embedding(condition.tensors["label"]), condition).unsqueeze(1)
+
+    @property
+    def condition_width(self) -> int:
+        return self.sizes.dim
 
     def rope(self) -> Tensor:
         """Rotary table [L, head_dim/2, 2] of (cos, sin) for the L inputs: zeros for the condition, then cells 0..L-2.
@@ -208,7 +173,7 @@ class LlamaGen(Generator):
         return LlamaGenCache([weight.new_empty(2, rows, heads, self.layout.length, width) for _ in self.layers])
 
     def start(self, condition: Condition, cache: LlamaGenCache) -> Tensor:
-        return self._advance(self.cls_embedding(condition.tensors["label"]).unsqueeze(1), cache)
+        return self._advance(self._prefix(condition), cache)
 
     def step(self, tokens_Bn: Tensor, cache: LlamaGenCache) -> Tensor:
         return self._advance(self.tok_embeddings(tokens_Bn), cache)
@@ -226,46 +191,16 @@ class LlamaGen(Generator):
 
     # --- pixels
 
-    def encode(self, images_BHWC: Tensor) -> Tensor:
-        tokenizer = self._tokenizer()
-        self.check_images(images_BHWC)
-        return tokenizer.encode_images(images_BHWC)
-
-    def check_images(self, images_BHWC: Tensor) -> None:
-        side = self._tokenizer().config.downsampling
-        expected = (self.sizes.grid[0] * side, self.sizes.grid[1] * side, 3)
-        if images_BHWC.dtype != torch.uint8 or images_BHWC.dim() != 4 or tuple(images_BHWC.shape[1:]) != expected:
-            raise ValueError(
-                f"images must be uint8 [B, {', '.join(map(str, expected))}], got {images_BHWC.dtype} {list(images_BHWC.shape)}"
-            )
+    @property
+    def image_size(self) -> tuple[int, int]:
+        side = self.require_tokenizer().config.downsampling
+        return self.sizes.grid[0] * side, self.sizes.grid[1] * side
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
-        return self._tokenizer().decode_images(tokens_BL, self.sizes.grid)
+        return self.require_tokenizer().decode_images(tokens_BL, self.sizes.grid)
 
-    def _tokenizer(self) -> VQTokenizer:
-        if self.tokenizer is None:
-            raise ValueError(
-                "this generator was loaded without a tokenizer; pass tokenizer_checkpoint= to load_generator"
-            )
-        return self.tokenizer.to(self.device)
-
-    # --- published format
-
-    def save_published(self, path: Path | str) -> None:
-        """Write the authors' format: names, wrapper, key order, dtypes and extra tensors as they were read.
-
-        Raises:
-            OSError: the disk is full or the folder cannot be written; a file that was there stays whole.
-        """
-        state = self.state_dict()
-        names = [*self.published_dtypes, *(name for name in state if name not in self.published_dtypes)]
-        tensors = {
-            name: self.published_extras[name]
-            if name in self.published_extras
-            else state[name].to(self.published_dtypes.get(name, state[name].dtype))
-            for name in names
-        }
-        save_tensors(Path(path), tensors, self.published_wrapper)
+    def decode_soft(self, weights_BLV: Tensor) -> Tensor:
+        return self.require_tokenizer().decode_soft(weights_BLV, self.sizes.grid)
 
 
 class _LabelEmbedding(nn.Module):

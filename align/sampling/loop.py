@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from align.generators.base import Generator, evaluating
+from align.generators.base import Generator, TokenLayout, evaluating
 from align.sampling.logits import draw, guide, sampling_logprobs
 from align.types import Condition, Rollout, SamplingConfig
 
@@ -30,7 +30,7 @@ def sample(
     layout = generator.layout
     uniforms_BL = _uniforms(config.seed, index_B, layout.length).to(generator.device)
     scales = block_scales(config, len(layout.block_sizes))
-    # guidance is only ever switched off, never on again, so the null branch is needed up to its last guided block
+    # the null branch is needed up to the last guided block, through earlier ones of scale 1.0 too: its cache grows there
     last_guided = max((k for k, scale in enumerate(scales) if scale != 1.0), default=-1)
 
     tokens, logprobs, rows_run = [], [], 0
@@ -40,8 +40,8 @@ def sample(
         logits = generator.start(rows, cache)
         for block, (start, end) in enumerate(layout.spans()):
             rows_run += len(logits)
-            if len(logits) > batch:
-                logits = guide(logits[:batch], logits[batch:], scales[block])
+            cond, null = logits[:batch], logits[batch:]
+            logits = guide(cond, null, scales[block]) if scales[block] != 1.0 else cond
             block_logprobs = sampling_logprobs(logits, config)
             drawn = draw(block_logprobs, uniforms_BL[:, start:end])
             tokens.append(drawn)
@@ -67,22 +67,43 @@ def score(generator: Generator, tokens_BL: Tensor, condition: Condition, config:
     Differentiable. For a rollout's own tokens and config these are its behaviour log-probs; -inf where a filter would
     have excluded the token.
     """
-    logits_BLV = generator(tokens_BL, condition)
-    scales = block_scales(config, len(generator.layout.block_sizes))
-    if any(scale != 1.0 for scale in scales):
+    null_BLV = None
+    if is_guided(config, generator.layout):
         null_BLV = generator(tokens_BL, generator.null_condition(condition))
-        parts = [
-            guide(logits_BLV[:, start:end], null_BLV[:, start:end], scale) if scale != 1.0 else logits_BLV[:, start:end]
-            for scale, (start, end) in zip(scales, generator.layout.spans(), strict=True)
-        ]
-        logits_BLV = torch.cat(parts, dim=1)
-    return sampling_logprobs(logits_BLV, config).gather(-1, tokens_BL.unsqueeze(-1)).squeeze(-1)
+    logprobs_BLV = distribution(generator(tokens_BL, condition), null_BLV, generator.layout, config)
+    return logprobs_BLV.gather(-1, tokens_BL.unsqueeze(-1)).squeeze(-1)
+
+
+def distribution(cond_BLV: Tensor, null_BLV: Tensor | None, layout: TokenLayout, config: SamplingConfig) -> Tensor:
+    """float32 [B, L, V]: log-probabilities that `config` samples from, given the raw logits of both branches.
+
+    `null_BLV` may be None where nothing is guided.
+    """
+    if null_BLV is not None:
+        sizes = torch.tensor(layout.block_sizes, device=cond_BLV.device)
+        scales = torch.tensor(block_scales(config, len(layout.block_sizes)), device=cond_BLV.device)
+        scale_L1 = scales.repeat_interleave(sizes).unsqueeze(-1)
+        # where guidance is off the conditional logits stay as they are, to the last bit
+        cond_BLV = torch.where(scale_L1 == 1.0, cond_BLV, guide(cond_BLV, null_BLV, scale_L1))
+    return sampling_logprobs(cond_BLV, config)
+
+
+def is_guided(config: SamplingConfig, layout: TokenLayout) -> bool:
+    """Whether any block needs the null branch."""
+    return any(scale != 1.0 for scale in block_scales(config, len(layout.block_sizes)))
 
 
 def block_scales(config: SamplingConfig, blocks: int) -> list[float]:
-    """The guidance scale of every block."""
+    """The guidance scale s of every block, in our convention: null + s (cond - null), 1.0 is off.
+
+    `linear` is VAR's ramp. With its number t = s - 1, VAR guides block k of K by (1 + t_k) cond - t_k null, where
+    t_k = t k / (K - 1); that is ours with s_k = 1 + (s - 1) k / (K - 1). VAR's cfg=1.5 is guidance_scale=2.5 here.
+    """
     guided = blocks if config.guided_blocks is None else min(config.guided_blocks, blocks)
-    return [config.guidance_scale] * guided + [1.0] * (blocks - guided)
+    scales = [config.guidance_scale] * guided
+    if config.guidance_schedule == "linear" and blocks > 1:
+        scales = [1 + (config.guidance_scale - 1) * k / (blocks - 1) for k in range(guided)]
+    return scales + [1.0] * (blocks - guided)
 
 
 def _uniforms(seed: int, index_B: Tensor, length: int) -> Tensor:

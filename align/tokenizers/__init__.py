@@ -1,5 +1,6 @@
 """Image tokenizers: pixels to discrete codes and back, in the published file formats."""
 
+from align.tokenizers.multiscale_vq import MultiscaleVQConfig, MultiscaleVQTokenizer
 from align.tokenizers.vq import VQConfig, VQTokenizer
 
-__all__ = ["VQConfig", "VQTokenizer"]
+__all__ = ["MultiscaleVQConfig", "MultiscaleVQTokenizer", "VQConfig", "VQTokenizer"]

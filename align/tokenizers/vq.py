@@ -13,10 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# GroupNorm's group count in every published file; it cannot be read from shapes
-NORM_GROUPS = 32
-# images that pass through the network at once: bounds its memory, and on a CPU its maps then fit the cache
-PIXEL_CHUNK = 16
+from align.tokenizers.blocks import PIXEL_CHUNK, Downsample, ResBlock, Upsample, count_modules, norm
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class VQConfig:
         """
         try:
             channels = tensors["encoder.conv_in.weight"].shape[0]
-            levels = _count(tensors, "encoder.conv_blocks.{}.res.0.conv1.weight")
+            levels = count_modules(tensors, "encoder.conv_blocks.{}.res.0.conv1.weight")
             multipliers = tuple(
                 tensors[f"encoder.conv_blocks.{level}.res.0.conv1.weight"].shape[0] // channels
                 for level in range(levels)
@@ -53,7 +50,7 @@ class VQConfig:
             return VQConfig(
                 channels=channels,
                 channel_multipliers=multipliers,
-                num_res_blocks=_count(tensors, "encoder.conv_blocks.0.res.{}.conv1.weight"),
+                num_res_blocks=count_modules(tensors, "encoder.conv_blocks.0.res.{}.conv1.weight"),
                 z_channels=tensors["encoder.conv_out.weight"].shape[0],
                 codebook_size=codebook_size,
                 codebook_dim=codebook_dim,
@@ -62,13 +59,6 @@ class VQConfig:
             raise ValueError(
                 f"this is not a LlamaGen VQ tokenizer: it has no tensor {error}; its first tensors are {list(tensors)[:4]}"
             ) from error
-
-
-def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    number = 0
-    while pattern.format(number) in tensors:
-        number += 1
-    return number
 
 
 class VQTokenizer(nn.Module):
@@ -92,8 +82,18 @@ class VQTokenizer(nn.Module):
 
     def decode(self, tokens_BL: Tensor, grid: tuple[int, int]) -> Tensor:
         """float [B, 3, H, W], about [-1, 1] and not clamped."""
-        codes = self.quantize.lookup(tokens_BL)
-        return self.decode_latents(codes.transpose(1, 2).unflatten(2, grid))
+        return self._decode_codes(self.quantize.lookup(tokens_BL), grid)
+
+    def decode_soft(self, weights_BLV: Tensor, grid: tuple[int, int]) -> Tensor:
+        """`decode` of mixtures of codes, differentiable: convex weights over the (unit-norm) codebook for every token."""
+        return self._decode_codes(weights_BLV.float() @ self.quantize.codes, grid)
+
+    def _decode_codes(self, codes_BLD: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self.decode_latents(codes_BLD.transpose(1, 2).unflatten(2, grid))
+
+    def embed(self, tokens_BL: Tensor) -> Tensor:
+        """Unit-norm codebook vectors, float [B, L, codebook_dim]."""
+        return self.quantize.lookup(tokens_BL)
 
     def encode_images(self, images_BHWC: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] to tokens [B, L], a few images at a time, without gradient."""
@@ -136,32 +136,12 @@ class _Quantizer(nn.Module):
         return F.embedding(tokens, self.codes)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6)
-
-
-class _ResBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.norm1 = _norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = _norm(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
-
-
 class _Attention(nn.Module):
     """Single-head self-attention over the positions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = norm(channels)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -174,24 +154,6 @@ class _Attention(nn.Module):
         return x + self.proj_out(h.transpose(1, 2).view_as(x))
 
 
-class _Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class _Upsample(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
 class _Level(nn.Module):
     """One resolution: residual blocks, with attention after each at the coarsest, then an optional change of size."""
 
@@ -199,13 +161,11 @@ class _Level(nn.Module):
         self, in_channels: int, out_channels: int, blocks: int, attention: bool, resize: nn.Module | None
     ) -> None:
         super().__init__()
-        self.res = nn.ModuleList(
-            _ResBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(blocks)
-        )
+        self.res = nn.ModuleList(ResBlock(in_channels if i == 0 else out_channels, out_channels) for i in range(blocks))
         self.attn = nn.ModuleList(_Attention(out_channels) for _ in range(blocks if attention else 0))
-        if isinstance(resize, _Downsample):
+        if isinstance(resize, Downsample):
             self.downsample = resize
-        elif isinstance(resize, _Upsample):
+        elif isinstance(resize, Upsample):
             self.upsample = resize
 
     def forward(self, x: Tensor) -> Tensor:
@@ -219,7 +179,7 @@ class _Level(nn.Module):
 
 
 def _middle(channels: int) -> nn.ModuleList:
-    return nn.ModuleList([_ResBlock(channels, channels), _Attention(channels), _ResBlock(channels, channels)])
+    return nn.ModuleList([ResBlock(channels, channels), _Attention(channels), ResBlock(channels, channels)])
 
 
 class _Encoder(nn.Module):
@@ -234,12 +194,12 @@ class _Encoder(nn.Module):
                 width,
                 config.num_res_blocks,
                 attention=level == last,
-                resize=_Downsample(width) if level < last else None,
+                resize=Downsample(width) if level < last else None,
             )
             for level, width in enumerate(widths)
         )
         self.mid = _middle(widths[-1])
-        self.norm_out = _norm(widths[-1])
+        self.norm_out = norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -265,11 +225,11 @@ class _Decoder(nn.Module):
                 width,
                 config.num_res_blocks + 1,
                 attention=level == 0,
-                resize=_Upsample(width) if level < last else None,
+                resize=Upsample(width) if level < last else None,
             )
             for level, width in enumerate(widths)
         )
-        self.norm_out = _norm(widths[-1])
+        self.norm_out = norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,20 +1,22 @@
-"""Training a small VQ tokenizer from nothing: straight-through reconstruction with a unit-norm codebook."""
+"""Training a small tokenizer from nothing: straight-through reconstruction through a codebook."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from align.tokenizers import VQConfig, VQTokenizer
+from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
+from align.tokenizers.multiscale_vq import shrink
 
 
 def train_tokenizer(
     images_NHWC: Tensor,
-    config: VQConfig,
+    config: VQConfig | MultiscaleVQConfig,
     *,
     steps: int,
     batch_size: int,
@@ -23,10 +25,12 @@ def train_tokenizer(
     revive_every: int = 50,
     seed: int = 0,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
-) -> VQTokenizer:
-    """Fit reconstruction + codebook + commitment losses (van den Oord et al. 2017; unit-norm codes as in LlamaGen).
+) -> VQTokenizer | MultiscaleVQTokenizer:
+    """Fit reconstruction + codebook + commitment losses (van den Oord et al. 2017).
 
-    Codes unused for `revive_every` steps restart at a random latent of the batch, in the first three quarters.
+    A VQTokenizer's codes are unit vectors (as in LlamaGen); a MultiscaleVQTokenizer's approximate the latents scale by
+    scale, with both losses after every scale, averaged (as in VAR). Codes unused for `revive_every` steps restart at
+    random vectors that the quantiser was given in that batch, in the first three quarters.
 
     Args:
         images_NHWC: uint8 [N, H, W, 3].
@@ -35,7 +39,7 @@ def train_tokenizer(
     rng = np.random.default_rng([seed, 0])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer = VQTokenizer(config)
+        tokenizer = VQTokenizer(config) if isinstance(config, VQConfig) else MultiscaleVQTokenizer(config)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     used = torch.zeros(config.codebook_size)
@@ -43,30 +47,67 @@ def train_tokenizer(
     for step in range(steps):
         rows = torch.from_numpy(rng.integers(len(images_NHWC), size=batch_size))
         images = images_NHWC[rows].permute(0, 3, 1, 2).float() / 127.5 - 1
-        latents = F.normalize(tokenizer.latents(images), dim=1)
-        tokens = tokenizer.quantize.nearest(latents)
-        codes = tokenizer.quantize.lookup(tokens).movedim(-1, 1)
-        # straight through: the decoder sees the codes, the encoder gets the decoder's gradient
-        output = tokenizer.decode_latents(latents + (codes - latents).detach())
-        reconstruction = F.mse_loss(output, images)
-        quantisation = F.mse_loss(codes, latents.detach()) + commitment * F.mse_loss(latents, codes.detach())
+        quantised = _quantise(tokenizer, tokenizer.latents(images), commitment)
+        reconstruction = F.mse_loss(tokenizer.decode_latents(quantised.latents), images)
         optimizer.zero_grad()
-        (reconstruction + quantisation).backward()
+        (reconstruction + quantised.loss).backward()
         torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        used += torch.bincount(tokens.flatten(), minlength=config.codebook_size)
+        used += torch.bincount(quantised.tokens, minlength=config.codebook_size)
         if on_step:
             on_step(step + 1, {"reconstruction": reconstruction.item(), "codes_used": (used > 0).float().mean().item()})
         if (step + 1) % revive_every == 0 and step + 1 <= 0.75 * steps:
-            _revive(tokenizer, latents.detach(), used, rng)
+            _revive(tokenizer.quantize.embedding.weight, used, quantised.seen, rng)
             used.zero_()
     return tokenizer.eval()
 
 
-def _revive(tokenizer: VQTokenizer, latents_BDhw: Tensor, used_V: Tensor, rng: np.random.Generator) -> None:
-    dead = torch.nonzero(used_V == 0).flatten()
-    candidates = latents_BDhw.movedim(1, -1).flatten(0, 2)
-    chosen = torch.from_numpy(rng.integers(len(candidates), size=len(dead)))
+@dataclass(frozen=True)
+class _Quantised:
+    """latents: as the decoder sees them; the encoder gets the decoder's gradient as if they were its own
+    (straight through). tokens: int64 [N], chosen for the vectors `seen` [n, D] of each scale, N in all. loss: codebook
+    and commitment."""
+
+    latents: Tensor
+    tokens: Tensor
+    seen: list[Tensor]
+    loss: Tensor
+
+
+def _quantise(tokenizer: VQTokenizer | MultiscaleVQTokenizer, latents: Tensor, commitment: float) -> _Quantised:
+    if isinstance(tokenizer, MultiscaleVQTokenizer):
+        return _quantise_scales(tokenizer, latents, commitment)
+    latents = F.normalize(latents, dim=1)
+    tokens = tokenizer.quantize.nearest(latents)
+    codes = tokenizer.quantize.lookup(tokens).movedim(-1, 1)
+    return _Quantised(
+        latents + (codes - latents).detach(),
+        tokens.flatten(),
+        [latents.detach().movedim(1, -1).flatten(0, 2)],
+        _distance(codes, latents, commitment),
+    )
+
+
+def _quantise_scales(tokenizer: MultiscaleVQTokenizer, latents: Tensor, commitment: float) -> _Quantised:
+    f_hat, loss = torch.zeros_like(latents), latents.new_zeros(())
+    tokens, seen = [], []
+    steps = tokenizer.quantize.residual_steps(latents)
+    for side, (chosen, step) in zip(tokenizer.config.patch_nums, steps, strict=True):
+        seen.append(shrink((latents - f_hat).detach(), side).flatten(0, 1))
+        tokens.append(chosen.flatten())
+        f_hat = f_hat + step
+        loss = loss + _distance(f_hat, latents, commitment) / len(tokenizer.config.patch_nums)
+    return _Quantised(latents + (f_hat - latents).detach(), torch.cat(tokens), seen, loss)
+
+
+def _distance(codes: Tensor, latents: Tensor, commitment: float) -> Tensor:
+    return F.mse_loss(codes, latents.detach()) + commitment * F.mse_loss(latents, codes.detach())
+
+
+def _revive(codes_VD: Tensor, used_V: Tensor, seen: list[Tensor], rng: np.random.Generator) -> None:
+    """Dead codes are shared out evenly among the scales: the coarse ones see few vectors, and would get no code."""
+    dead = np.array_split(np.flatnonzero(used_V == 0), len(seen))
     with torch.no_grad():
-        tokenizer.quantize.embedding.weight[dead] = candidates[chosen]
+        for rows, vectors in zip(dead, seen, strict=True):
+            codes_VD[torch.from_numpy(rows)] = vectors[torch.from_numpy(rng.integers(len(vectors), size=len(rows)))]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import golden
 import pytest
 import torch
 
-from align.sampling import draw, guide, sampling_logprobs, top_k_filter, top_p_filter
+from align.sampling import block_scales, draw, guide, sampling_logprobs, top_k_filter, top_p_filter
 from align.types import SamplingConfig
 
 
@@ -18,6 +20,28 @@ def test_filters_equal_the_originals() -> None:
         filtered = top_p_filter(top_k_filter(numbers["logits"], case["top_k"]), case["top_p"])
         assert torch.equal(filtered.isinf(), case["filtered"].isinf()), case["top_k"]
         torch.testing.assert_close(filtered.softmax(-1), case["probs"])
+
+
+def test_filters_equal_vars() -> None:
+    """VAR writes top-p off as 0, and removes from the other end; the tokens kept are the same."""
+    numbers = golden.load("var_filters")
+    for case in numbers["cases"]:
+        config = SamplingConfig(top_k=case["top_k"], top_p=case["top_p"] or 1.0)
+        logprobs = sampling_logprobs(numbers["logits"], config)
+        assert torch.equal(logprobs.isinf(), case["filtered"].isinf()), case["top_k"]
+        torch.testing.assert_close(logprobs.exp(), case["probs"])
+
+
+def test_guidance_scales_of_every_block() -> None:
+    constant = SamplingConfig(guidance_scale=1.1)
+    assert block_scales(constant, 3) == [1.1, 1.1, 1.1]
+    # VAR's cfg=1.5: t = 0, .5, 1, 1.5 over four scales, and ours is 1 + t
+    linear = SamplingConfig(guidance_scale=2.5, guidance_schedule="linear")
+    assert block_scales(linear, 4) == [1.0, 1.5, 2.0, 2.5]
+    assert block_scales(replace(linear, guided_blocks=2), 4) == [1.0, 1.5, 1.0, 1.0]
+    assert block_scales(replace(constant, guided_blocks=9), 2) == [1.1, 1.1]
+    assert block_scales(linear, 1) == [2.5]
+    assert block_scales(SamplingConfig(guidance_schedule="linear"), 3) == [1.0, 1.0, 1.0]
 
 
 def test_guide_by_hand() -> None:
@@ -56,8 +80,17 @@ def test_draw_follows_the_probabilities() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"guidance_scale": -1}, {"temperature": -0.1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}, {"seed": -1}]
+    "wrong",
+    [
+        {"guidance_scale": -1},
+        {"guidance_schedule": "cosine"},
+        {"temperature": -0.1},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"seed": -1},
+    ],
 )
-def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
+def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         SamplingConfig(**wrong)

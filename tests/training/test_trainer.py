@@ -1,10 +1,8 @@
-"""AlignTrainer: exact accumulation, exact resuming, the reference, and what it logs."""
+"""AlignTrainer: exact accumulation for every objective, exact resuming, and what it logs and refuses."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from functools import partial
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,77 +10,16 @@ import pytest
 import torch
 from conftest import tiny_llamagen
 from torch import Tensor
+from training.harness import OBJECTIVES, assert_same, logs, make_trainer, train, weights
 from transformers import Trainer
 
-from align.data import Codes, TrainingStream
-from align.generators import LlamaGen
-from align.objectives import cca, sft
 from align.training import callbacks
 from align.training.checkpoints import is_complete, latest_checkpoint
-from align.training.reference import CachedReference
-from recipes.train import train_generator
-
-OBJECTIVES = {"cca": partial(cca, beta=0.1, lambda_=4.0), "sft": partial(sft)}
-SETTINGS: dict[str, Any] = {
-    "max_steps": 4,
-    "per_device_train_batch_size": 6,
-    "gradient_accumulation_steps": 1,
-    "learning_rate": 1e-2,
-    "lr_scheduler_type": "linear",
-    "optim": "adamw_torch",
-    "max_grad_norm": 1.0,
-    "logging_steps": 1,
-    "save_steps": 2,
-    "report_to": "none",
-    "seed": 0,
-    "precision": "fp32",
-    "sample_every": 0,
-    "gradient_checkpointing": False,
-}
+from align.training.inputs import Needs
+from align.training.trainer import AlignTrainer
 
 
-def train(
-    folder: Path,
-    objective: str = "cca",
-    *,
-    generator: LlamaGen | None = None,
-    reference: str = "frozen",
-    resume: bool = False,
-    label_drop: float = 0.3,
-    **changes: Any,
-) -> LlamaGen:
-    generator = generator or tiny_llamagen()
-    settings = {**SETTINGS, **changes}
-    rng = torch.Generator().manual_seed(5)
-    codes = Codes(torch.randint(0, 16, (20, 6), generator=rng), torch.randint(0, 4, (20,), generator=rng), "t")
-    rows = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
-    stream = TrainingStream(codes, length=settings["max_steps"] * rows, seed=1, label_drop=label_drop)
-    train_generator(
-        generator,
-        OBJECTIVES[objective],
-        stream,
-        settings,
-        folder=folder,
-        reference=reference,
-        resume=resume,
-        description="test",
-    )
-    return generator
-
-
-def weights(generator: LlamaGen) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in generator.state_dict().items()}
-
-
-def logs(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_same(a: LlamaGen, b: LlamaGen, **tolerance: float) -> None:
-    torch.testing.assert_close(weights(a), weights(b), **(tolerance or {"atol": 0, "rtol": 0}))
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", ["cca", "sft"])
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
 def test_micro_batches_equal_one_batch(tmp_path: Path, objective: str, micro_batch: int) -> None:
     """Also at micro-batch 1, where rolling labels inside a micro-batch would have no negatives."""
@@ -98,8 +35,51 @@ def test_micro_batches_equal_one_batch(tmp_path: Path, objective: str, micro_bat
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_micro_batches_of_one_equal_one_batch(tmp_path: Path, objective: str) -> None:
+    """Whatever the objective needs beside its data is made for the whole step; groups span micro-batches."""
+    settings = {"max_steps": 2, "learning_rate": 1e-3, "save_steps": 10}
+    whole = train(tmp_path / "whole", objective, **settings)
+    parts = train(
+        tmp_path / "parts", objective, **settings, per_device_train_batch_size=1, gradient_accumulation_steps=6
+    )
+    assert_same(whole, parts, atol=1e-5, rtol=1e-4)
+    start = weights(tiny_llamagen())
+    assert any(not torch.equal(start[name], new) for name, new in weights(whole).items())
+    for one, other in zip(logs(tmp_path / "whole"), logs(tmp_path / "parts"), strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("objective", [name for name in OBJECTIVES if Needs.of(OBJECTIVES[name]).source != "rollouts"])
+def test_steps_of_one_row_whose_label_is_dropped(tmp_path: Path, objective: str) -> None:
+    """Nothing to compare with and no condition: a loss and weights that are numbers, and no metric of no rows."""
+    settings = {"max_steps": 2, "per_device_train_batch_size": 1, "save_steps": 10}
+    trained = train(tmp_path, objective, supplies={"label_drop": 1.0}, **settings)
+    assert all(tensor.isfinite().all() for tensor in weights(trained).values())
+    records = logs(tmp_path)
+    assert all(math.isfinite(value) for record in records for value in record.values())
+    conditional = {"gap_positive", "gap_real", "gap_chosen", "margin", "nll_mixture", "erase_kl"}
+    assert not conditional & records[-1].keys()
+
+
+@pytest.mark.parametrize("objective", ["grpo", "dapo", "reinforce"])
+def test_a_group_of_one_has_no_baseline_but_the_batch(tmp_path: Path, objective: str) -> None:
+    with pytest.raises(ValueError, match="a group of one has no baseline.*estimator=reinforce_pp"):
+        train(tmp_path / "grpo", objective, supplies={"rollout": {"num_generations": 1}})
+    rollout = {"num_generations": 1, "advantages": {"estimator": "reinforce_pp"}}
+    trained = train(tmp_path / "batch", objective, supplies={"rollout": rollout}, max_steps=2)
+    assert all(tensor.isfinite().all() for tensor in weights(trained).values())
+    assert logs(tmp_path / "batch")[0]["kept"] == 1
+    # one row in all has nothing to be compared with, and moves nothing
+    alone = train(
+        tmp_path / "one", objective, supplies={"rollout": rollout}, max_steps=1, per_device_train_batch_size=1
+    )
+    assert_same(alone, tiny_llamagen())
+    assert logs(tmp_path / "one")[0]["kept"] == 0
+
+
 def test_the_gap_starts_at_exactly_zero_and_the_loss_at_its_constant(tmp_path: Path) -> None:
-    train(tmp_path, max_steps=1, label_drop=0.0)
+    train(tmp_path, max_steps=1, supplies={"label_drop": 0.0})
     first = logs(tmp_path)[0]
     assert first["gap_positive"] == first["gap_negative"] == first["abs_gap"] == 0
     assert "gap_null" not in first  # nothing was dropped: no number, rather than a zero
@@ -119,7 +99,9 @@ def test_resuming_equals_never_stopping(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int]
 ) -> None:
     """Dropout is on, so that the random state must be restored as well; logs may span the checkpoint."""
-    unbroken = train(tmp_path / "unbroken", generator=tiny_llamagen(dropout=0.2), max_steps=6, **changes)
+    unbroken = train(
+        tmp_path / "unbroken", generator=tiny_llamagen(dropout=0.2, with_tokenizer=False), max_steps=6, **changes
+    )
 
     original = callbacks.ProgressBar.on_step_end
 
@@ -131,9 +113,17 @@ def test_resuming_equals_never_stopping(
     with monkeypatch.context() as patch:
         patch.setattr(callbacks.ProgressBar, "on_step_end", killed)
         with pytest.raises(RuntimeError, match="killed"):
-            train(tmp_path / "broken", generator=tiny_llamagen(dropout=0.2), max_steps=6, **changes)
+            train(
+                tmp_path / "broken", generator=tiny_llamagen(dropout=0.2, with_tokenizer=False), max_steps=6, **changes
+            )
     torch.manual_seed(99)  # what the new process would start with does not matter
-    resumed = train(tmp_path / "broken", generator=tiny_llamagen(dropout=0.2), max_steps=6, resume=True, **changes)
+    resumed = train(
+        tmp_path / "broken",
+        generator=tiny_llamagen(dropout=0.2, with_tokenizer=False),
+        max_steps=6,
+        resume=True,
+        **changes,
+    )
     assert_same(unbroken, resumed)
     assert logs(tmp_path / "unbroken") == logs(tmp_path / "broken")
 
@@ -165,27 +155,6 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(
     assert not (tmp_path / "checkpoint-4").exists()
 
 
-def test_cached_reference_equals_the_frozen_one(tmp_path: Path) -> None:
-    frozen = train(tmp_path / "frozen")
-    cached = train(tmp_path / "cached", reference="cached")
-    assert_same(frozen, cached, atol=1e-5, rtol=1e-4)
-    # a second run finds the table, and another generator is refused it
-    (tmp_path / "again").mkdir()
-    shutil.copy(tmp_path / "cached" / "reference_logprobs.safetensors", tmp_path / "again")
-    assert_same(cached, train(tmp_path / "again", reference="cached"))
-    with pytest.raises(ValueError, match="computed with another reference"):
-        train(tmp_path / "again", generator=tiny_llamagen(seed=1), reference="cached")
-    with pytest.raises(ValueError, match="computed with another stream"):
-        train(tmp_path / "again", reference="cached", label_drop=0.1)
-
-
-def test_cached_reference_says_what_it_lacks() -> None:
-    reference = CachedReference(torch.zeros(4, 1), "f")
-    batch = {"position": torch.tensor([0]), "tokens": torch.zeros(1, 6)}
-    with pytest.raises(ValueError, match="holds 1 log-probs an image; 2 were asked for"):
-        reference.score(batch, [None, None])
-
-
 def test_a_non_finite_loss_stops_before_the_update(tmp_path: Path) -> None:
     generator = tiny_llamagen()
     with torch.no_grad():
@@ -196,15 +165,12 @@ def test_a_non_finite_loss_stops_before_the_update(tmp_path: Path) -> None:
     torch.testing.assert_close(weights(generator), before, equal_nan=True)
 
 
-def test_an_objective_of_unknown_inputs_is_refused(tmp_path: Path) -> None:
+def test_an_objective_of_unknown_inputs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def odd(policy_positive_B: Tensor, rewards_B: Tensor, *, normalizer: float | None = None) -> None: ...
 
-    OBJECTIVES["odd"] = odd
-    try:
-        with pytest.raises(ValueError, match=r"takes rewards_B, which nothing supplies.*policy_positive_B"):
-            train(tmp_path, "odd")
-    finally:
-        del OBJECTIVES["odd"]
+    monkeypatch.setitem(OBJECTIVES, "odd", odd)
+    with pytest.raises(ValueError, match=r"takes rewards_B, which nothing supplies.*\{policy\|reference\}_\{view\}"):
+        train(tmp_path, "odd")
 
 
 def test_an_unknown_trainer_key_is_refused(tmp_path: Path) -> None:
@@ -216,7 +182,39 @@ def test_bfloat16_and_gradient_checkpointing_train(tmp_path: Path) -> None:
     plain = train(tmp_path / "plain")
     checkpointed = train(tmp_path / "checkpointed", gradient_checkpointing=True)
     assert_same(plain, checkpointed, atol=1e-6, rtol=1e-5)
-    train(tmp_path / "bf16", precision="bf16", label_drop=0.0)
+    train(tmp_path / "bf16", precision="bf16", supplies={"label_drop": 0.0})
     first = logs(tmp_path / "bf16")[0]
     assert first["abs_gap"] == 0  # policy and reference run in the same precision
     assert logs(tmp_path / "bf16")[-1]["margin"] != 0
+
+
+# --- parts that do not fit
+
+
+@pytest.mark.parametrize(
+    ("objective", "kind"),
+    [("sft", "rollouts"), ("sft", "pairs"), ("dpo", "real"), ("ddo", "real"), ("grpo", "fakes"), ("va_pi", "real")],
+)
+def test_data_of_another_kind_is_refused(tmp_path: Path, objective: str, kind: str) -> None:
+    wanted = Needs.of(OBJECTIVES[objective]).source
+    with pytest.raises(ValueError, match=f"data of the kind '{wanted}', but the run supplies '{kind}'"):
+        make_trainer(tmp_path, objective, supplies={"kind": kind})
+
+
+@pytest.mark.parametrize("kind", ["fakes", "actions"])
+def test_real_images_are_beside_fakes_and_actions(tmp_path: Path, kind: str) -> None:
+    train(tmp_path, "sft", generator=tiny_llamagen(), supplies={"kind": kind}, max_steps=1)
+    assert logs(tmp_path)[0]["nll_per_token"] > 0
+
+
+def test_an_objective_that_compares_needs_a_reference(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="set reference.kind=frozen, cached or adapter_off"):
+        make_trainer(tmp_path, "cca", supplies={"reference": None})
+    make_trainer(tmp_path, "sft", supplies={"reference": None})
+
+
+def test_a_stream_of_another_length_is_refused(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, "sft")
+    trainer.args.max_steps = 5
+    with pytest.raises(ValueError, match="the stream has 24 samples; 5 steps of 6 rows need 30"):
+        AlignTrainer(trainer.generator, OBJECTIVES["sft"], trainer.stream, trainer.args)
