@@ -14,10 +14,20 @@ from markupsafe import Markup
 from evaluation.charts import Line, css_class, plot
 from evaluation.results import read_json_lines
 
-METHOD_NAMES = {"cca": "CCA", "ddo": "DDO", "dpo": "DPO", "grpo": "GRPO", "va_pi": "VA-π", "sft": "SFT"}
-GAPS = {"gap_positive": "positive", "gap_negative": "negative", "gap_null": "null"}
-# Shown at once and in this order; whatever else was logged is one click away.
-MAIN = ("loss", "nll_per_token", "reward", "accuracy", "margin", "kl", "entropy", "grad_norm")
+METHOD_NAMES = {
+    **{"cca": "CCA", "ddo": "DDO", "dpo": "DPO", "simpo": "SimPO", "spin": "SPIN", "kto": "KTO", "gft": "GFT"},
+    **{"gft_sampled": "GFT", "policy_gradient": "GRPO", "grpo": "GRPO", "va_pi": "VA-π", "ste": "STE", "sft": "SFT"},
+    "best_of_n": "best of N",
+}
+# those of what an objective raises have the colour of the positive gap, those of what it lowers of the negative one
+GAPS = {
+    **{"gap_positive": "positive", "gap_real": "positive", "gap_chosen": "positive"},
+    **{"gap_negative": "negative", "gap_fake": "negative", "gap_rejected": "negative"},
+    "gap_null": "null",
+}
+# Shown at once and in this order; whatever else was logged is one click away. Rewards are logged under their names.
+MAIN = ("loss", "nll_per_token", "nll_mixture", "accuracy", "margin", "kl", "entropy", "grad_norm")
+REWARD = "reward/"
 X_KEYS = ("step", "epoch")
 MAX_POINTS = 400  # per line: a chart of this size cannot show more
 
@@ -83,17 +93,18 @@ def curve_charts(logs: Sequence[TrainingLog]) -> Iterator[CurveChart]:
     """One chart for the gaps and one for every other number that was logged more than once."""
     colours = _objective_colours(logs)
     gaps = [(log, key, css_class(kind)) for log in logs for key, kind in GAPS.items()]
-    kinds = tuple((css_class(kind), kind) for key, kind in GAPS.items() if _logged(logs, key))
+    kinds = tuple((css_class(kind), key.removeprefix("gap_")) for key, kind in GAPS.items() if _logged(logs, key))
     yield from _chart("gap to the reference (nats)", gaps, kinds, main=True)
     logged = dict.fromkeys(key for log in logs for record in log.records for key in record)
-    for key in [*MAIN, *sorted(key for key in logged if key not in {*MAIN, *GAPS, *X_KEYS})]:
+    shown = [*MAIN[:1], *sorted(key for key in logged if key.startswith(REWARD)), *MAIN[1:]]
+    for key in [*shown, *sorted(key for key in logged if key not in {*shown, *GAPS, *X_KEYS})]:
         groups = {name: [log for log in logs if log.objective == name and _logged([log], key)] for name in colours}
         present = [name for name, members in groups.items() if members]
         # Losses of different objectives share neither unit nor zero, so each has a chart of its own.
         for together in [[name] for name in present] if key == "loss" else [present]:
             lines = [(log, key, colours[name]) for name in together for log in groups[name]]
             legend = tuple((colours[name], name) for name in together) if len(colours) > 1 else ()
-            yield from _chart(key, lines, legend, main=key in MAIN)
+            yield from _chart(key, lines, legend, main=key in shown)
 
 
 def _objective_colours(logs: Sequence[TrainingLog]) -> dict[str, str]:

@@ -18,17 +18,20 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from align.files import write_text
+from align.generators import Generator
 from align.types import SamplingConfig
 from evaluation.results import ResultRow, read_results
 from recipes.config import compose, options
 from recipes.evaluate import Judge, base_settings
-from recipes.parts import make_generator, make_protocol, make_rewards
+from recipes.parts import EXPORT_FILE, make_generator, make_protocol, make_rewards
 from recipes.run import Run, say
 from recipes.supplies import check_recipe
 from recipes.train import align_generator
 
 DOMAINS = ("mnist",)
 MARKS = ("<!-- bench: written by `align bench` -->", "<!-- /bench -->")
+# an arm's trainings, one after the other: {"gft": ..., "gft+ddo": ...}
+Stages = dict[str, DictConfig]
 SHOWN = ("fid", "accuracy", "recall", "reward")
 
 
@@ -59,18 +62,21 @@ def main(arguments: list[str]) -> None:
     say(f"summary: {run.folder / 'summary.json'}")
 
 
-def _experiment(domain: str, name: str, generator: str) -> DictConfig:
-    """The composed configuration, refused here rather than an hour later."""
-    if f"{domain}/{name}" not in (known := options("experiment")):
-        raise ValueError(f"unknown experiment {domain}/{name}; known: {', '.join(known)}")
-    config = compose("train", [f"experiment={domain}/{name}", f"generator={generator}"])
-    check_recipe(config)
-    return config
+def _experiment(domain: str, name: str, generator: str) -> Stages:
+    """The composed configurations, refused here rather than an hour later. `gft+ddo` is DDO from where GFT ended."""
+    stages: Stages = {}
+    for stage in name.split("+"):
+        if f"{domain}/{stage}" not in (known := options("experiment")):
+            raise ValueError(f"unknown experiment {domain}/{stage}; known: {', '.join(known)}")
+        config = compose("train", [f"experiment={domain}/{stage}", f"generator={generator}"])
+        check_recipe(config)
+        stages["+".join([*list(stages)[-1:], stage])] = config
+    return stages
 
 
-def _bench(experiments: dict[str, DictConfig], seeds: Sequence[int], folder: Path, resume: bool) -> dict[str, Any]:
+def _bench(experiments: dict[str, Stages], seeds: Sequence[int], folder: Path, resume: bool) -> dict[str, Any]:
     """One generator's base and all its aligned versions, paired by sampling seed."""
-    first = next(iter(experiments.values()))
+    first = next(iter(next(iter(experiments.values())).values()))
     evaluation = first.evaluation
     rewards = make_rewards(compose("train", ["reward=classifier"]).reward)
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,23 +94,33 @@ def _bench(experiments: dict[str, DictConfig], seeds: Sequence[int], folder: Pat
             key = ("base", sampling.seed, setting.guidance_scale, setting.temperature)
             if key not in done:
                 judge.score(base, "base", replace(setting, seed=sampling.seed), split="report", grid=order == 0)
-        for name, config in experiments.items():
+        for name, stages in experiments.items():
             clock = time.monotonic()
             if (name, sampling.seed, 1.0, 1.0) in done:
                 continue
-            own = _seeded(config, seed, folder / f"{name}-seed{seed}")
-            trained, _ = align_generator(own, Path(own.output_dir), resume=resume, description=f"{name} {seed}")
+            trained = _train(stages, seed, folder, resume=resume)
             seconds.setdefault(name, []).append(time.monotonic() - clock)
             judge.score(trained, name, sampling, split="report", grid=order == 0)
     rows = [row for row in _rows(rows_file) if row.split == "report"]
     return {"seeds": list(seeds), "arms": [_arm(arm, seconds) for arm in _arms(rows)]}
 
 
-def _seeded(config: DictConfig, seed: int, folder: Path) -> DictConfig:
-    own: DictConfig = OmegaConf.create(OmegaConf.to_container(config))  # type: ignore[assignment]
-    own.seed, own.output_dir = seed, str(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    return own
+def _train(stages: Stages, seed: int, folder: Path, *, resume: bool) -> Generator:
+    """Each stage starts from the weights that the one before it exported; a stage that another arm has run is used."""
+    checkpoint: Path | None = None
+    trained: Generator | None = None
+    for name, config in stages.items():
+        own: DictConfig = OmegaConf.create(OmegaConf.to_container(config))  # type: ignore[assignment]
+        where = folder / f"{name}-seed{seed}"
+        own.seed, own.output_dir = seed, str(where)
+        own.generator.checkpoint = str(checkpoint) if checkpoint else None
+        checkpoint = where / EXPORT_FILE
+        if name != list(stages)[-1] and checkpoint.exists():
+            continue
+        where.mkdir(parents=True, exist_ok=True)
+        trained, _ = align_generator(own, where, resume=resume, description=f"{name} {seed}")
+    assert trained is not None
+    return trained
 
 
 def _rows(path: Path) -> list[ResultRow]:

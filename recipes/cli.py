@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"unknown command {command!r}; known: {', '.join(COMMANDS)}.{hint}", 2)
     if "-h" in overrides or "--help" in overrides:
         return _help(command, overrides)
+    sys.path.insert(0, str(Path.cwd()))  # objectives of the user's own, named in a YAML, lie where they work
     try:
         importlib.import_module(COMMANDS[command][0]).main(overrides)
     except (ValueError, OSError, FloatingPointError) as error:

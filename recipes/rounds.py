@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from align.generators import Generator
@@ -41,11 +42,26 @@ def check_rounds(config: DictConfig) -> None:
         raise ValueError(
             "rounds keep the best by a held-out metric: evaluation=none cannot tell; choose evaluation=mnist-cnn"
         )
-    for key, values in config.rounds.search.items():
-        if OmegaConf.select(config, str(key)) is None or not OmegaConf.is_list(values) or not len(values):
+    for key in parse_search(config):
+        if OmegaConf.select(config, key) is None:
             raise ValueError(
-                f"rounds.search holds {key}: {values}; each entry is a setting's full key with a list, as {{objective.alpha: [1, 2]}}"
+                f"rounds.search names {key!r}, which is no setting; give its full key, as objective.alpha=1,3"
             )
+
+
+def parse_search(config: DictConfig) -> dict[str, list[Any]]:
+    """{"objective.alpha": [1, 3]} from ["objective.alpha=1,3"].
+
+    Raises:
+        ValueError: an entry that is not KEY=VALUE,VALUE,...
+    """
+    found: dict[str, list[Any]] = {}
+    for entry in config.rounds.search:
+        key, equals, values = str(entry).partition("=")
+        if not equals or not values:
+            raise ValueError(f"rounds.search holds {entry!r}; each entry is KEY=VALUE,VALUE, as objective.alpha=1,3")
+        found[key] = [yaml.safe_load(value) for value in values.split(",")]
+    return found
 
 
 def play(config: DictConfig, folder: Path, train_one: TrainOne, *, resume: bool) -> Generator:
@@ -91,7 +107,7 @@ def play(config: DictConfig, folder: Path, train_one: TrainOne, *, resume: bool)
 
 
 def _combinations(config: DictConfig) -> list[dict[str, Any]]:
-    search: dict[str, list[Any]] = OmegaConf.to_container(config.rounds.search)  # type: ignore[assignment]
+    search = parse_search(config)
     return [dict(zip(search, values, strict=True)) for values in itertools.product(*search.values())]
 
 
@@ -105,7 +121,7 @@ def _candidate(
     candidate.generator.checkpoint = checkpoint
     candidate.seed = config.seed + 1000 * number
     candidate.output_dir = str(folder)
-    candidate.rounds = {"number": 1, "search": {}, "num_images": config.rounds.num_images}
+    candidate.rounds = {"number": 1, "search": [], "num_images": config.rounds.num_images}
     folder.mkdir(parents=True, exist_ok=True)
     return candidate
 

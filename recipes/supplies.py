@@ -64,13 +64,20 @@ def check_recipe(config: DictConfig) -> Needs:
     kind = config.reference.kind
     if kind not in KINDS:
         raise ValueError(f"unknown reference.kind {kind!r}; known: {', '.join(KINDS)}")
+    charged = config.kl.where == "reward" and config.kl.coefficient
+    guides = source == "rollouts" and config.rollout.null_branch == "reference"
     if kind == "cached":
-        if needs.reference and source not in ("real", "pairs"):
+        if (needs.reference or charged or guides) and source not in ("real", "pairs"):
             raise ValueError(
                 f"reference.kind=cached holds log-probs of a fixed dataset, and this objective trains on {source}; set reference.kind=frozen"
             )
-        if config.reference.sync_steps is not None:
-            raise ValueError("reference.kind=cached cannot move; set reference.sync_steps=null, or kind=frozen")
+        CachedReference.check(needs.of_reference, ("tokens", "chosen", "rejected"))
+    if kind != "frozen" and config.reference.sync_steps is not None:
+        raise ValueError(f"reference.kind={kind} cannot move; set reference.sync_steps=null, or kind=frozen")
+    if kind == "adapter_off" and guides:
+        raise ValueError(
+            "rollout.null_branch=reference asks a reference of its own; set reference.kind=frozen, or null_branch=detached"
+        )
     if kind == "adapter_off" and not config.trainer.lora_rank:
         raise ValueError(
             "reference.kind=adapter_off is the policy without its adapters; set trainer.lora_rank (8, say)"
@@ -233,7 +240,7 @@ def _reference(
     if section.kind == "adapter_off":
         return AdapterOffReference(generator)
     if section.kind == "cached" and isinstance(stream, Stream):
-        path, wanted = folder / REFERENCE_FILE, needs.of_model("reference")
+        path, wanted = folder / REFERENCE_FILE, needs.of_reference
         if path.exists():
             return CachedReference.load(path, generator, stream, wanted)
         cached = CachedReference.compute(

@@ -51,12 +51,13 @@ class Alarms(TrainerCallback):
         self.raised: dict[str, str] = {}
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
+        # averages are the same on all processes, so that all stop or none
         for name, message in self.check(kwargs["logs"]).items():
             if name in self.raised:
                 continue
             self.raised[name] = message
+            if not state.is_world_process_zero:
+                continue
             tqdm.write(f"alarm at step {state.global_step}: {message}", file=sys.stderr)
             with (self.folder / ALARMS_FILE).open("a") as file:
                 file.write(json.dumps({"step": state.global_step, "alarm": name, "message": message}) + "\n")

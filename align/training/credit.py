@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,6 +39,7 @@ def make_credit(kind: str, generator: Generator, *, num_generations: int, rows: 
     sizes = generator.layout.block_sizes
     try:
         if kind == "guidance_contrastive":
+            inspect.signature(guidance_contrastive_weights).bind_partial(**settings)
             return lambda batch, policy: guidance_contrastive_weights(*_contrast(batch, policy), **settings)
         if kind in ("block_area", "prefix"):
             function: Callable[..., Tensor] = block_area_weights if kind == "block_area" else prefix_weights
@@ -49,6 +51,7 @@ def make_credit(kind: str, generator: Generator, *, num_generations: int, rows: 
                     f"critical tokens compare the rollouts of a group: per_device_train_batch_size={rows} must be a multiple of num_generations={num_generations}"
                 )
             grid = raster_grid(sizes)
+            inspect.signature(critical_token_weights).bind_partial(**settings)
             return lambda batch, policy: critical_token_weights(
                 *_entropy_and_codes(batch, policy), grid=grid, num_generations=num_generations, **settings
             )

@@ -159,8 +159,14 @@ class Needs:
         return [item for item in parsed if item is not None and item.model == model]
 
     @property
+    def of_reference(self) -> list[ModelInput]:
+        """All that the reference is asked for: in the update, and for the mean gap beside it."""
+        names = (*self.names, "reference_mismatched_B") if "mismatched_gap" in self.names else self.names
+        return Needs(names).of_model("reference")
+
+    @property
     def reference(self) -> bool:
-        return bool(self.of_model("reference")) or "mismatched_gap" in self.names
+        return bool(self.of_reference)
 
     @property
     def source(self) -> str:

@@ -37,9 +37,9 @@ def preflight(trainer: AlignTrainer) -> list[str]:
         batches = [next(loader) for _ in range(trainer.args.gradient_accumulation_steps)]
         batches = trainer.prepare([trainer._prepare_inputs(batch) for batch in batches], 0)
         trainer.generator.train()
-        found += _reward_spreads(trainer)
+        found += _reward_spreads(trainer, batches[0])
         found += _gaps_start_at_zero(trainer, batches[0])
-        found.append(_gradient_flows(trainer, batches[0]))
+        found.append(_gradient_flows(trainer, batches))
     trainer.generator.zero_grad()
     trainer.source.load_state_dict({})
     trainer.pending, trainer.step_averages = {}, {}
@@ -87,17 +87,17 @@ def _label(trainer: AlignTrainer, row: int) -> Any:
     return label.item() if isinstance(label, Tensor) else label
 
 
-def _reward_spreads(trainer: AlignTrainer) -> list[str]:
+def _reward_spreads(trainer: AlignTrainer, batch: dict[str, Any]) -> list[str]:
     spread = trainer.pending.get("group_std")
     if spread is None:
         return []
-    mean = (spread.total / spread.count).item()
-    if not mean > 0:
+    mean = (spread.total / spread.count).item()  # NaN: groups of one, which are compared over the batch
+    if not (batch["num_kept"] > 0 if "num_kept" in batch else mean > 0):
         raise PreflightError(
             "the reward is the same for every sample of every group: there is nothing to learn from. Look at the reward "
             "on some images, raise the sampling temperature, or num_generations"
         )
-    return [f"the reward varies: standard deviation {mean:.3g} within a group"]
+    return [f"the reward varies: standard deviation {mean:.3g} within a group" if mean > 0 else "the reward varies"]
 
 
 def _gaps_start_at_zero(trainer: AlignTrainer, batch: dict[str, Tensor]) -> list[str]:
@@ -127,17 +127,22 @@ def _gaps_start_at_zero(trainer: AlignTrainer, batch: dict[str, Tensor]) -> list
     return found
 
 
-def _gradient_flows(trainer: AlignTrainer, batch: dict[str, Tensor]) -> str:
-    with trainer.accelerator.autocast():
-        loss = trainer.compute_loss(trainer.generator, batch)
-    loss.backward()
+def _gradient_flows(trainer: AlignTrainer, batches: list[dict[str, Any]]) -> str:
+    """Over the whole step: a micro-batch by itself may hold nothing to learn from."""
+    if not any(parameter.requires_grad for parameter in trainer.generator.parameters()):
+        raise PreflightError("no parameter gets a gradient; everything is frozen")
+    for batch in batches:
+        with trainer.accelerator.autocast():
+            loss = trainer.compute_loss(trainer.generator, batch)
+        if not loss.requires_grad:
+            raise PreflightError("the loss does not depend on the policy: it has no gradient at all")
+        loss.backward()
     gradients = [p.grad for p in trainer.generator.parameters() if p.requires_grad and p.grad is not None]
-    if not gradients:
-        raise PreflightError("no parameter gets a gradient; is everything frozen?")
-    norm = torch.stack([gradient.float().norm() for gradient in gradients]).norm().item()
+    own = torch.stack([gradient.float().norm() for gradient in gradients]).norm()
+    norm = trainer.accelerator.gather(own.reshape(1)).norm().item()
     if not 0 < norm < float("inf"):
         raise PreflightError(
-            f"the gradient's norm is {norm} on the first batch; "
+            f"the gradient's norm is {norm} on the first step; "
             + (
                 "the loss does not depend on the policy"
                 if norm == 0

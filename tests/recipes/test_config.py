@@ -62,8 +62,8 @@ def test_experiments_change_what_they_say() -> None:
     [
         (["experiment=mnist/cca", "objective.betta=1"], r"unknown key 'objective.betta'; near names: objective.beta"),
         (["lambda_=3"], r"unknown key 'lambda_'; near names: objective.lambda_"),
-        (["experiment=mnist/ccaa"], r"unknown experiment 'mnist/ccaa'; known: mnist/cca, .*Did you mean mnist/cca\?"),
-        (["objective=cda"], r"unknown objective 'cda'; known: cca, .*Did you mean cca"),
+        (["experiment=mnist/ccaa"], r"unknown experiment 'mnist/ccaa'; known: mnist/best_of_n, .*Did you mean mnist/cca\?"),
+        (["objective=cda"], r"unknown objective 'cda'; known: best_of_n, cca, .*Did you mean cca"),
         (["trainer.max_steps=many"], r"trainer.max_steps is 100 by default, a number; got 'many'"),
         (["overwrite=maybe"], r"overwrite is False by default, true or false; got 'maybe'"),
         (["max_steps"], r"cannot read 'max_steps': settings are key=value"),
@@ -81,6 +81,6 @@ def test_mistakes_are_refused_with_a_way_out(overrides: list[str], message: str)
 
 def test_help_lists_choices_and_settings() -> None:
     text = describe("train")
-    assert "objective={cca,sft}" in text
+    assert "objective={best_of_n,cca," in text
     assert "  objective.beta=0.02" in text
     assert "  trainer.learning_rate=" in text

@@ -177,7 +177,7 @@ def make_supplies(
         reference = FrozenReference(generator)
     elif reference == "cached":
         assert isinstance(stream, Stream)
-        reference = CachedReference.compute(generator, stream, needs.of_model("reference"), batch_size=5)
+        reference = CachedReference.compute(generator, stream, needs.of_reference, batch_size=5)
     assert not isinstance(reference, str)
     return Supplies(stream, source, reference, list(penalties))
 

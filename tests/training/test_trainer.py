@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import tiny_llamagen
 from torch import Tensor
-from training.harness import OBJECTIVES, assert_same, logs, make_trainer, train, weights
+from training.harness import OBJECTIVES, assert_same, logs, make_generator, make_trainer, train, weights
 from transformers import Trainer
 
 from align.training import callbacks
@@ -19,19 +19,25 @@ from align.training.inputs import Needs
 from align.training.trainer import AlignTrainer
 
 
-@pytest.mark.parametrize("objective", ["cca", "sft"])
+@pytest.fixture(scope="module", params=["cca", "sft"])
+def one_batch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Any]:
+    """An objective, the weights of a run without accumulation, and its log."""
+    folder = tmp_path_factory.mktemp("whole")
+    return request.param, train(folder, request.param), logs(folder)
+
+
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
-def test_micro_batches_equal_one_batch(tmp_path: Path, objective: str, micro_batch: int) -> None:
+def test_micro_batches_equal_one_batch(tmp_path: Path, one_batch: tuple[str, Any, Any], micro_batch: int) -> None:
     """Also at micro-batch 1, where rolling labels inside a micro-batch would have no negatives."""
-    whole = train(tmp_path / "whole", objective)
+    objective, whole, log = one_batch
     parts = train(
-        tmp_path / "parts",
+        tmp_path,
         objective,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=6 // micro_batch,
     )
     assert_same(whole, parts, atol=2e-5, rtol=1e-4)
-    for one, other in zip(logs(tmp_path / "whole"), logs(tmp_path / "parts"), strict=True):
+    for one, other in zip(log, logs(tmp_path), strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
@@ -44,7 +50,7 @@ def test_micro_batches_of_one_equal_one_batch(tmp_path: Path, objective: str) ->
         tmp_path / "parts", objective, **settings, per_device_train_batch_size=1, gradient_accumulation_steps=6
     )
     assert_same(whole, parts, atol=1e-5, rtol=1e-4)
-    start = weights(tiny_llamagen())
+    start = weights(make_generator(objective))
     assert any(not torch.equal(start[name], new) for name, new in weights(whole).items())
     for one, other in zip(logs(tmp_path / "whole"), logs(tmp_path / "parts"), strict=True):
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
