@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
     domain, overrides = arguments[0], arguments[1:]
     config = compose("bench", overrides)
     plan = {
-        generator: {name: _experiment(domain, name, generator) for name in config.experiments}
+        generator: {name: _experiment(domain, name, generator, list(config.overrides)) for name in config.experiments}
         for generator in config.generators
     }
     run = Run(config, kind="bench", overrides=arguments, name=f"bench {domain}")
@@ -62,13 +62,13 @@ def main(arguments: list[str]) -> None:
     say(f"summary: {run.folder / 'summary.json'}")
 
 
-def _experiment(domain: str, name: str, generator: str) -> Stages:
+def _experiment(domain: str, name: str, generator: str, overrides: list[str]) -> Stages:
     """The composed configurations, refused here rather than an hour later. `gft+ddo` is DDO from where GFT ended."""
     stages: Stages = {}
     for stage in name.split("+"):
         if f"{domain}/{stage}" not in (known := options("experiment")):
             raise ValueError(f"unknown experiment {domain}/{stage}; known: {', '.join(known)}")
-        config = compose("train", [f"experiment={domain}/{stage}", f"generator={generator}"])
+        config = compose("train", [f"experiment={domain}/{stage}", f"generator={generator}", *overrides])
         check_recipe(config)
         stages["+".join([*list(stages)[-1:], stage])] = config
     return stages

@@ -56,6 +56,9 @@ class RolloutSettings:
         )
 
     def __post_init__(self) -> None:
+        for name in ("num_generations", "num_iterations", "batch_size", "probe_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rollout.{name} is {getattr(self, name)}; it must be at least 1")
         if self.sampling.temperature == 0:
             raise ValueError(
                 "rollouts at temperature 0 are all the same: there is nothing to learn from; set it above 0"

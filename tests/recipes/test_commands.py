@@ -21,6 +21,7 @@ from align.files import read_tensors
 from evaluation.results import read_results
 from recipes.cli import main
 from recipes.config import options
+from recipes.parts import make_protocol, zoo_file
 
 EXPERIMENTS = [name for name in options("experiment") if not name.startswith("zoo/")]
 # the fewest images that a Fréchet distance in 64 features takes
@@ -245,31 +246,20 @@ def test_stopping_at_any_point_changes_nothing() -> None:
 
 
 @pytest.mark.slow
-def test_the_zoo_entry_is_made_from_nothing() -> None:
+@pytest.mark.parametrize(("entry", "own"), [("mnist-llamagen", ["classifiers.steps=2"]), ("mnist-var", [])])
+def test_the_zoo_entry_is_made_from_nothing(entry: str, own: list[str]) -> None:
     """`align pretrain` with two steps of everything; what it leaves is a generator like any other."""
     few = [
         "tokenizer.steps=2",
         "generator.steps=2",
         "generator.batch_size=4",
-        "classifiers.steps=2",
+        "generator.deformed_copies=1",
         "evaluation.num_images=70",
-    ]
-    run(
-        "pretrain",
-        "experiment=zoo/mnist-llamagen",
-        "output_dir=made",
-        *few,
         "evaluation.guidance_scales=[2.0]",
         "evaluation.temperatures=[0.8]",
-    )
-    run(
-        "train",
-        "generator.name=made",
-        "data=codes",
-        "data.codes=made/train_codes.safetensors",
-        "evaluation.protocol=zoo:made",
-        "output_dir=run",
-        *SHORT,
-        *FEW,
-    )
+    ]
+    run("pretrain", f"experiment=zoo/{entry}", "output_dir=made", *few, *own)
+    assert make_protocol("zoo:made").name == "mnist-cnn"
+    assert zoo_file("zoo:made", "reward").parent.name == ("made" if own else "mnist-llamagen")
+    run("train", "generator.name=made", "evaluation.protocol=zoo:made", "output_dir=run", *SHORT, *FEW)
     run("zoo", "made")

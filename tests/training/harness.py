@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +186,15 @@ def make_supplies(
 # --- runs
 
 
+@lru_cache
+def _made(with_tokenizer: bool) -> LlamaGen:
+    return tiny_llamagen(with_tokenizer=with_tokenizer)
+
+
 def make_generator(objective: str) -> LlamaGen:
-    """Tiny, with the input that the objective asks for; a tokenizer takes most of the time to make, so few have one."""
+    """Tiny, with the input that the objective asks for; a tokenizer takes most of the time to copy, so few have one."""
     needs = Needs.of(OBJECTIVES[objective])
-    generator = tiny_llamagen(with_tokenizer=needs.source == "pixels")
+    generator = copy.deepcopy(_made(needs.source == "pixels"))
     if "beta_B" in needs.names:
         generator.add_beta_embedding(0.6)
     return generator if needs.source == "pixels" else with_visible_tokens(generator)

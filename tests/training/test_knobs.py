@@ -5,6 +5,9 @@ Goes through `recipes.supplies`, so that a key which the recipe forgets to hand 
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,13 +17,13 @@ import torch
 from conftest import tiny_llamagen
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
-from training.harness import SETTINGS, first_step, gradient, real_codes, real_pairs, step_batches
+from training.harness import SETTINGS, first_step, gradient, real_codes, step_batches
 from transformers import TrainingArguments
 
 from align.generators import LlamaGen
 from align.training.trainer import AlignTrainer
-from recipes.config import compose
-from recipes.parts import make_objective
+from recipes.config import CONF, compose
+from recipes.parts import make_objective, tokenizer_hash
 from recipes.supplies import make_supplies
 from recipes.train import OURS
 
@@ -40,7 +43,8 @@ KL = {"kl.coefficient": 0.5}
 CHARGED = {**ROLLOUTS, **KL, "kl.where": "reward"}
 ENTROPY = {"entropy.coefficient": 0.5, "entropy.target": 0.99, "entropy.maximum": 10.0, "entropy.gain": 30.0}
 ACTIONS = {"actions.num_generations": 3}
-MOVING = {"reference.sync_steps": 1, "reference.mixup": 0.5}
+STRAIGHT = {"actions.perceptual": None, "actions.perceptual_weight": 0.0}
+MOVING = {"reference.sync_steps": 1, "reference.mixup": 0.5, "objective.beta": 0.5, "objective.lambda_": 3.0}
 DRAWN = {"pairs.num_prompts": 4, "pairs.num_generations": 4, "pairs.margin": 0.0}
 
 # (objective, what is set beside it, key, another value): the first step changes
@@ -60,7 +64,7 @@ FIRST_STEP: list[tuple[str, dict[str, Any], str, Any]] = [
     ("gft_sampled", {}, "seed", 2),
     ("dpo", DRAWN, "pairs.num_prompts", 3),
     ("dpo", DRAWN, "pairs.num_generations", 6),
-    ("dpo", DRAWN, "pairs.margin", 0.1),
+    ("dpo", DRAWN, "pairs.margin", 0.25),
     ("dpo", DRAWN, "reward", "contrast"),
     ("grpo", ROLLOUTS, "seed", 2),
     ("grpo", ROLLOUTS, "rollout.num_generations", 6),
@@ -91,7 +95,8 @@ FIRST_STEP: list[tuple[str, dict[str, Any], str, Any]] = [
     ("va_pi", ACTIONS, "actions.mse_weight", 50.0),
     ("va_pi", ACTIONS, "actions.perceptual_weight", 0.0),
     ("va_pi", ACTIONS, "actions.advantage_clip", 0.2),
-    ("ste", {"objective.perceptual_weight": 1.0}, "seed", 2),
+    ("ste", STRAIGHT, "seed", 2),
+    ("ste", STRAIGHT, "objective.ce_weight", 1.0),
 ]
 # the same, seen after three updates
 RUN: list[tuple[str, dict[str, Any], str, Any]] = [
@@ -115,22 +120,28 @@ NOTHING: list[tuple[str, dict[str, Any], str, Any]] = [
     ("dpo", DRAWN, "pairs.batch_size", 3),
     ("cca", {}, "reference.kind", "cached"),
 ]
-OBJECTIVES = sorted({case[0] for case in (*FIRST_STEP, *RUN, *NOTHING)})
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("files")
     (folder / "rewards.py").write_text(REWARDS)
-    generator = make_generator()
-    real_codes(generator).save(folder / "codes.safetensors")
-    real_pairs(generator).save(folder / "pairs.safetensors")
+    generator = tiny_llamagen()
+    codes = replace(real_codes(generator), tokenizer=tokenizer_hash(generator) or "")
+    codes.save(folder / "codes.safetensors")
     return folder
 
 
-def make_generator() -> LlamaGen:
-    generator = tiny_llamagen()
-    generator.decode = show  # type: ignore[method-assign]
+@lru_cache
+def made(with_tokenizer: bool) -> LlamaGen:
+    return tiny_llamagen(with_tokenizer=with_tokenizer)
+
+
+def make_generator(objective: str) -> LlamaGen:
+    """With a tokenizer where the objective asks for its gradient, or the recipe for its hash."""
+    generator = copy.deepcopy(made(objective in ("ste", "dpo")))
+    if objective != "ste":
+        generator.decode = show  # type: ignore[method-assign]
     return generator
 
 
@@ -141,11 +152,8 @@ def show(tokens_BL: Tensor) -> Tensor:
 
 
 @lru_cache
-def composed(objective: str) -> DictConfig:
-    overrides = [f"objective={objective}", "data=codes", "data.codes=codes.safetensors"]
-    if objective in ("grpo", "dpo"):
-        overrides.append("reward=classifier")
-    return compose("train", overrides)
+def composed() -> DictConfig:
+    return compose("train", ["data=codes", "data.codes=codes.safetensors", "reward=classifier"])
 
 
 def reward_section(files: Path, choice: str) -> list[dict[str, Any]]:
@@ -161,20 +169,20 @@ def reward_section(files: Path, choice: str) -> list[dict[str, Any]]:
 
 
 def configured(files: Path, objective: str, settings: dict[str, Any]) -> DictConfig:
-    config: DictConfig = composed(objective).copy()
+    config: DictConfig = composed().copy()
+    config.objective = OmegaConf.load(CONF / "objective" / f"{objective}.yaml")
     config.data.codes = str(files / "codes.safetensors")
     config.trainer = {**OmegaConf.to_container(config.trainer), **SETTINGS, "max_steps": 3, "save_steps": 100}  # type: ignore[dict-item]
     settings = dict(settings)
-    if config.reward.rewards:
-        config.reward.rewards = reward_section(files, settings.pop("reward", "brightness"))
+    config.reward.rewards = reward_section(files, settings.pop("reward", "brightness"))
     for key, value in settings.items():
         OmegaConf.update(config, key, value, force_add=True)
     return config
 
 
 def make_trainer(config: DictConfig, folder: Path, *, moved: bool) -> AlignTrainer:
-    generator = make_generator()
     objective = make_objective(config.objective)
+    generator = make_generator(config.objective._target_.rsplit(".", 1)[-1])
     if "gft_sampled" in config.objective._target_:
         generator.add_beta_embedding(config.sampling_beta)
     supplies = make_supplies(config, generator, folder)
@@ -198,7 +206,6 @@ def make_trainer(config: DictConfig, folder: Path, *, moved: bool) -> AlignTrain
 
 def first(files: Path, folder: Path, objective: str, settings: dict[str, Any]) -> Tensor:
     """Gradient of the first step, and the loss behind it."""
-    folder.mkdir(exist_ok=True)
     trainer = make_trainer(configured(files, objective, settings), folder, moved=True)
     loss, found = first_step(trainer)
     return torch.cat([found, torch.tensor([loss])])
@@ -206,7 +213,6 @@ def first(files: Path, folder: Path, objective: str, settings: dict[str, Any]) -
 
 def after_three(files: Path, folder: Path, objective: str, settings: dict[str, Any]) -> Tensor:
     """The gradient that three updates, made by hand, lead to."""
-    folder.mkdir(exist_ok=True)
     trainer = make_trainer(configured(files, objective, settings), folder, moved=False)
     optimizer = torch.optim.SGD(trainer.generator.parameters(), lr=0.5)
     for index in range(3):
@@ -219,16 +225,33 @@ def after_three(files: Path, folder: Path, objective: str, settings: dict[str, A
     return gradient(trainer.generator)
 
 
+Before = Callable[[Callable[..., Tensor], str, dict[str, Any]], Tensor]
+
+
+@pytest.fixture(scope="module")
+def before_of(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Before:
+    """What comes out with nothing changed, computed once for all keys that are tried beside the same."""
+    known: dict[str, Tensor] = {}
+
+    def compute(measure: Callable[..., Tensor], objective: str, beside: dict[str, Any]) -> Tensor:
+        key = f"{measure.__name__} {objective} {beside}"
+        if key not in known:
+            known[key] = measure(files, tmp_path_factory.mktemp("before"), objective, beside)
+        return known[key]
+
+    return compute
+
+
 def ids(cases: list[tuple[str, dict[str, Any], str, Any]]) -> list[str]:
     return [f"{objective}-{key}-{value}" for objective, _, key, value in cases]
 
 
 @pytest.mark.parametrize(("objective", "beside", "key", "value"), FIRST_STEP, ids=ids(FIRST_STEP))
 def test_it_changes_the_first_step(
-    files: Path, tmp_path: Path, objective: str, beside: dict[str, Any], key: str, value: Any
+    files: Path, before_of: Before, tmp_path: Path, objective: str, beside: dict[str, Any], key: str, value: Any
 ) -> None:
-    before = first(files, tmp_path / "before", objective, beside)
-    after = first(files, tmp_path / "after", objective, {**beside, key: value})
+    before = before_of(first, objective, beside)
+    after = first(files, tmp_path, objective, {**beside, key: value})
     assert before.isfinite().all()
     assert after.isfinite().all()
     assert before[:-1].abs().max() > 1e-4
@@ -237,20 +260,20 @@ def test_it_changes_the_first_step(
 
 @pytest.mark.parametrize(("objective", "beside", "key", "value"), RUN, ids=ids(RUN))
 def test_it_changes_a_short_run(
-    files: Path, tmp_path: Path, objective: str, beside: dict[str, Any], key: str, value: Any
+    files: Path, before_of: Before, tmp_path: Path, objective: str, beside: dict[str, Any], key: str, value: Any
 ) -> None:
-    before = after_three(files, tmp_path / "before", objective, beside)
-    after = after_three(files, tmp_path / "after", objective, {**beside, key: value})
+    before = before_of(after_three, objective, beside)
+    after = after_three(files, tmp_path, objective, {**beside, key: value})
     assert before.isfinite().all()
     assert not torch.allclose(before, after, atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("objective", "beside", "key", "value"), NOTHING, ids=ids(NOTHING))
 def test_it_changes_nothing(
-    files: Path, tmp_path: Path, objective: str, beside: dict[str, Any], key: str, value: Any
+    files: Path, before_of: Before, tmp_path: Path, objective: str, beside: dict[str, Any], key: str, value: Any
 ) -> None:
-    before = after_three(files, tmp_path / "before", objective, beside)
-    after = after_three(files, tmp_path / "after", objective, {**beside, key: value})
+    before = before_of(after_three, objective, beside)
+    after = after_three(files, tmp_path, objective, {**beside, key: value})
     torch.testing.assert_close(before, after, atol=1e-5, rtol=1e-3)
 
 
@@ -260,7 +283,7 @@ def test_every_key_of_these_sections_is_tried() -> None:
         "pairs.file",  # tests/recipes/test_supplies.py
         "actions.perceptual",  # a group: its kinds are tests/rewards' and its weights a file
     }
-    config = compose("train", [])
+    config = composed()
     expected = set()
     for section in ("reference", "kl", "entropy", "fakes", "pairs", "rollout", "actions"):
         for key, value in OmegaConf.to_container(config[section]).items():  # type: ignore[union-attr]

@@ -1,41 +1,51 @@
-"""Run by test_ranks.py, once alone and once by torchrun: a few steps, and the weights that came out."""
+"""Run by test_ranks.py, once alone and once by torchrun: a few steps of each objective, and the weights that came out."""
 
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 
-import torch
-from conftest import tiny_llamagen
+from training.harness import BRIGHTNESS, OBJECTIVES, SETTINGS, darkness, make_generator, make_supplies
 
-from align.data import Codes, TrainingStream
-from align.objectives import cca
+from align.training.penalties import KLPenalty
 from recipes.train import train_generator
+from rewards.base import Reward
+
+STEPS = 4
 
 
-def main(folder: Path, micro_batch: int, world: int) -> None:
-    rng = torch.Generator().manual_seed(5)
-    codes = Codes(torch.randint(0, 16, (20, 6), generator=rng), torch.randint(0, 4, (20,), generator=rng), "t")
-    generator = tiny_llamagen()
+def main(folder: Path, objective: str, micro_batch: int, world: int, *, resume: bool) -> None:
+    generator = make_generator(objective)
     settings = {
-        "max_steps": 3,
+        **SETTINGS,
+        "max_steps": STEPS,
         "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-2,
-        "logging_steps": 1,
-        "save_steps": 3,
-        "report_to": "none",
-        "precision": "fp32",
-        "sample_every": 0,
-        "gradient_checkpointing": False,
+        "save_steps": 1,
     }
-    stream = TrainingStream(codes, length=3 * micro_batch * 2 * world, seed=1, label_drop=0.3)
-    objective = partial(cca, beta=0.1, lambda_=4.0)
+    # groups of 4 lie across the ranks' micro-batches of 2, and across steps that share their rollouts
+    supplies = make_supplies(
+        generator,
+        objective,
+        settings,
+        world=world,
+        rollout={"num_generations": 4, "num_iterations": 2},
+        rewards=[*BRIGHTNESS, Reward("darkness", darkness, 0.0)],
+        penalties=[KLPenalty(0.1, estimator="k2", target=1e-3)] if objective == "grpo" else [],
+    )
     train_generator(
-        generator, objective, stream, settings, folder=folder, reference="frozen", resume=False, description="ranks"
+        generator,
+        OBJECTIVES[objective],
+        supplies,
+        settings,
+        folder=folder,
+        resume=resume,
+        description="ranks",
+        check_first=True,
     )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    parent, micro_batch, world, resume, *objectives = sys.argv[1:]
+    for objective in objectives:
+        main(Path(parent, objective), objective, int(micro_batch), int(world), resume=resume == "resume")
