@@ -91,6 +91,10 @@ def _check(item: Override, base: DictConfig) -> None:
             + ". `align COMMAND --help` lists them all"
         )
     default, value = known.get(name), item.value()
+    # a part of a section may be null (actions.perceptual), a section itself not
+    if name in parents and not isinstance(value, dict) and (value is not None or "." not in name):
+        inside = [key for key in known if key.startswith(f"{name}.")]
+        raise ValueError(f"{name} is a group of settings; got {value!r}. Set one of them: {', '.join(inside)}")
     if default is None or value is None or name in parents or default == "???" or str(default).startswith("${"):
         return
     number = (int, float)

@@ -81,7 +81,7 @@ class Run:
 def _refuse_other_settings(before: Any, now: Any, prefix: str = "") -> None:
     """A run is resumed with its own settings, or not at all."""
     for key in {**before, **now}:
-        if prefix + key in ("resume", "overwrite"):
+        if prefix + key in ("resume", "overwrite", "alarms"):  # alarms watch and compute nothing
             continue
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -161,16 +161,15 @@ class Rollouts(RealData):
             names = ["policy_rollout_BL", "policy_unfiltered_BL", "reference_unfiltered_BL"]
         wanted = Needs(tuple(names))
         given, _ = conditions(step.policy, batch)
-        found: dict[str, Tensor] = {}
-        reference = step.reference
-        with torch.no_grad():
-            model = step.policy
+        model, reference = step.policy, step.reference
+        if self.settings.kl_in_reward and reference is None:
+            raise ValueError("kl.where=reward needs a reference; set reference.kind=frozen")
+        # the reference, too, in the precision of the update: a gap is not to be one of rounding
+        with torch.no_grad(), step.accelerator.autocast():
             null_source = reference.generator if reference is not None else None
-            found |= model_inputs(model, model, batch, given, wanted.of_model("policy"), self.scoring, null_source)
-        if self.settings.kl_in_reward:
-            if reference is None:
-                raise ValueError("kl.where=reward needs a reference; set reference.kind=frozen")
-            found |= reference.inputs(batch, given, wanted.of_model("reference"), self.scoring)
+            found = model_inputs(model, model, batch, given, wanted.of_model("policy"), self.scoring, null_source)
+            if reference is not None and wanted.of_model("reference"):
+                found |= reference.inputs(batch, given, wanted.of_model("reference"), self.scoring)
         result = {"old": found["policy_rollout_BL"]} if found else {}
         if self.settings.kl_in_reward:
             result["log_ratio"] = found["policy_unfiltered_BL"] - found["reference_unfiltered_BL"]

@@ -166,9 +166,9 @@ def _mismatched_gap(batches: list[dict[str, Any]], step: Step) -> Tensor:
 def score_batch(
     step: Step, batch: Mapping[str, Any], given: Mapping[str, Condition], wanted: Needs
 ) -> dict[str, Tensor]:
-    """Inputs of policy and reference outside of an update, without gradient."""
-    with torch.no_grad():
+    """Inputs of policy and reference outside of an update, without gradient, in the precision of the update."""
+    with torch.no_grad(), step.accelerator.autocast():
         found = model_inputs(step.policy, step.policy, batch, given, wanted.of_model("policy"), Scoring())
-    if step.reference is not None and wanted.of_model("reference"):
-        found |= step.reference.inputs(batch, given, wanted.of_model("reference"), Scoring())
+        if step.reference is not None and wanted.of_model("reference"):
+            found |= step.reference.inputs(batch, given, wanted.of_model("reference"), Scoring())
     return found

@@ -165,11 +165,19 @@ class AlignTrainer(Trainer):
         given, collision_B = conditions(self.generator, batch)
         scoring, reference = self.source.scoring, self.reference
         null_source = reference.generator if reference is not None else None
-        found: dict[str, Any] = model_inputs(
-            model, self.generator, batch, given, self.needs.of_model("policy"), scoring, null_source, watch=self.view
-        )
-        if (wanted := self.needs.of_model("reference")) and reference is not None:
-            with self.accelerator.autocast():
+        # also what does not pass through the prepared model: the reference, and its null branch
+        with self.accelerator.autocast():
+            found: dict[str, Any] = model_inputs(
+                model,
+                self.generator,
+                batch,
+                given,
+                self.needs.of_model("policy"),
+                scoring,
+                null_source,
+                watch=self.view,
+            )
+            if (wanted := self.needs.of_model("reference")) and reference is not None:
                 found |= reference.inputs(batch, given, wanted, scoring)
         fields = {"collision": collision_B, "num_tokens": self.generator.layout.length, **batch}
         for old, policy in (("old_rollout_BL", "policy_rollout_BL"), ("old_actions_BGL", "policy_actions_BGL")):

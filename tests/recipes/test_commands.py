@@ -24,6 +24,7 @@ from recipes.config import options
 from recipes.parts import make_protocol, zoo_file
 
 EXPERIMENTS = [name for name in options("experiment") if not name.startswith("zoo/")]
+QUICK = ("mnist/cca", "mnist/sft")  # an evaluation takes seconds; the others' parts are tested by themselves
 # the fewest images that a Fréchet distance in 64 features takes
 FEW = [
     "evaluation.num_images=70",
@@ -36,6 +37,11 @@ SHORT = [
     "trainer.per_device_train_batch_size=2",
     "trainer.logging_steps=1",
     "trainer.sample_every=2",
+    "rollout.num_generations=2",
+    "actions.num_generations=2",
+    "pairs.num_prompts=10",
+    "pairs.num_generations=4",
+    "pairs.margin=0",
 ]
 
 
@@ -53,7 +59,10 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS],
+)
 def test_every_experiment_runs_two_steps(experiment: str) -> None:
     run("train", f"experiment={experiment}", "output_dir=run", *SHORT, *FEW)
     record = json.loads(Path("run/run.json").read_text())
@@ -61,6 +70,7 @@ def test_every_experiment_runs_two_steps(experiment: str) -> None:
     assert record["config"]["trainer"]["max_steps"] == 2
     assert record["command"].startswith(f"align train experiment={experiment}")
     assert {"versions", "git", "device", "hashes", "wall_seconds"} <= record.keys()
+    assert any("the gradient is finite and not zero" in line for line in record["preflight"])
     assert [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == [1, 2]
     rows = read_results(Path("run/results.jsonl"))
     claims = [(row.label, row.guidance_scale, row.temperature) for row in rows if row.split == "report"]
@@ -78,6 +88,24 @@ def test_every_experiment_runs_two_steps(experiment: str) -> None:
     assert exported.wrapper == "model"
     assert exported.tensors.keys() == base.keys()
     assert any(not torch.equal(exported.tensors[name], base[name]) for name in base)
+
+
+def test_adapters_are_trained_against_the_policy_without_them_and_merged() -> None:
+    adapters = ["trainer.lora_rank=2", "reference.kind=adapter_off", "trainer.learning_rate=0.01"]
+    run("train", "experiment=mnist/cca", "evaluation=none", "output_dir=run", *SHORT, *adapters)
+    base, aligned = load_generator("mnist-llamagen").state_dict(), read_tensors(Path("run/generator.pt")).tensors
+    assert aligned.keys() == base.keys()
+    assert any(not torch.equal(aligned[name], base[name]) for name in base if name.endswith("wqkv.weight"))
+    assert torch.equal(aligned["tok_embeddings.weight"], base["tok_embeddings.weight"])  # no linear layer
+
+
+def test_an_alarm_that_stops_a_run_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "experiment=mnist/sft", "evaluation=none", "output_dir=run", *SHORT]
+    message = fails(capsys, *arguments, "alarms.entropy=2.0", "alarms.stop=[entropy]")
+    assert "stopped at step 1 of 2 with a checkpoint by an alarm: the entropy fell" in message
+    assert "alarms.stop=[] goes on regardless" in message
+    run(*arguments, "alarms.entropy=2.0", "alarms.stop=[]", "resume=auto")
+    assert [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
 def test_a_study_compares_arms_on_paired_seeds() -> None:
@@ -163,7 +191,10 @@ def test_a_run_is_resumed_with_its_own_settings_only(capsys: pytest.CaptureFixtu
         (["sample", "generator.name=mnist"], "unknown generator 'mnist'; known zoo entries: mnist-llamagen"),
         (["sample", "sampling.top_p=0"], "top_p is 0; it must be in (0, 1]"),
         (["train", "resume=yes-please"], "resume is 'yes-please'; known: auto"),
-        (["train", "reference=copy", *SHORT, "evaluation=none"], "unknown reference 'copy'; known: frozen, cached"),
+        (
+            ["train", "reference.kind=copy", *SHORT, "evaluation=none"],
+            "unknown reference.kind 'copy'; known: frozen, cached, adapter_off",
+        ),
         (["eval", "generator.checkpoint=missing.pt"], "no checkpoint at missing.pt"),
         (["eval", "evaluation.num_images=40"], "needs at least 65 images, got 40"),
         (["report", "nothing"], "nothing is not a run's folder"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from recipes.config import CONF, compose, describe, flatten, options
+from recipes.supplies import check_recipe
 
 COMMANDS = sorted(path.stem for path in CONF.glob("*.yaml"))
 EXPERIMENTS = options("experiment")
@@ -23,6 +24,8 @@ def test_every_experiment_composes(experiment: str) -> None:
     config = compose(command, [f"experiment={experiment}"])
     assert config.name == experiment
     assert config.output_dir == f"runs/{experiment}"
+    if command == "train":
+        check_recipe(config)  # its parts fit, as far as settings can tell
 
 
 def test_a_study_takes_an_experiment_too() -> None:
@@ -62,9 +65,15 @@ def test_experiments_change_what_they_say() -> None:
     [
         (["experiment=mnist/cca", "objective.betta=1"], r"unknown key 'objective.betta'; near names: objective.beta"),
         (["lambda_=3"], r"unknown key 'lambda_'; near names: objective.lambda_"),
-        (["experiment=mnist/ccaa"], r"unknown experiment 'mnist/ccaa'; known: mnist/best_of_n, .*Did you mean mnist/cca\?"),
+        (
+            ["experiment=mnist/ccaa"],
+            r"unknown experiment 'mnist/ccaa'; known: mnist/best_of_n, .*Did you mean mnist/cca\?",
+        ),
         (["objective=cda"], r"unknown objective 'cda'; known: best_of_n, cca, .*Did you mean cca"),
         (["trainer.max_steps=many"], r"trainer.max_steps is 100 by default, a number; got 'many'"),
+        (["reference=cached"], r"reference is a group of settings; got 'cached'. Set one of them: reference.kind, "),
+        (["kl=null"], r"kl is a group of settings; got None. Set one of them: kl.coefficient"),
+        (["rollout.sampling=2"], r"rollout.sampling is a group of settings; got 2. .*rollout.sampling.guidance_scale"),
         (["overwrite=maybe"], r"overwrite is False by default, true or false; got 'maybe'"),
         (["max_steps"], r"cannot read 'max_steps': settings are key=value"),
         (["data=codes"], r"required and not given: data.codes"),
@@ -77,6 +86,12 @@ def test_experiments_change_what_they_say() -> None:
 def test_mistakes_are_refused_with_a_way_out(overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         compose("train", overrides)
+
+
+def test_a_part_of_a_section_may_be_turned_off_or_set_at_once() -> None:
+    assert compose("train", ["actions.perceptual=null"]).actions.perceptual is None
+    config = compose("train", ["actions.perceptual={kind: lpips, weights: vgg.pth}"])
+    assert config.actions.perceptual == {"kind": "lpips", "weights": "vgg.pth"}
 
 
 def test_help_lists_choices_and_settings() -> None:

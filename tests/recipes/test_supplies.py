@@ -148,8 +148,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("cca", {"kl__where": "reward", "kl__coefficient": 0.1}, "needs rollouts with rewards.*trains on real; use loss"),
     ("va_pi", {"kl__coefficient": 0.1}, "actions share their logits.*set kl.estimator=exact"),
     ("cca", {"objective___target_": "align.objectives.ccaa"}, "cannot build the objective align.objectives.ccaa"),
-    ("cca", {"objective___target_": "align.objectives.exact_kl"}, "must take normalizer="),
-    ("cca", {"objective___target_": "align.objectives.unpaired_logistic"}, "must take normalizer="),
+    ("sft", {"objective___target_": "align.objectives.exact_kl"}, "must take normalizer="),
+    (
+        "sft",
+        {"objective___target_": "align.objectives.exact_kl_penalty"},
+        "takes policy_BLV, reference_BLV, coefficient",
+    ),
 ]
 
 

@@ -189,3 +189,19 @@ def test_the_probe_needs_no_gradient_and_changes_nothing(tmp_path: Path) -> None
         for every in (1, 100)
     )
     assert_same(probed, rarely)
+
+
+def test_reduced_precision_makes_no_gap_and_no_ratio(tmp_path: Path) -> None:
+    """Old log-probs, the charge, the null branch and KTO's reference point: all in the precision of the update."""
+    found = {}
+    for branch in ("trains", "detached", "reference"):
+        rollout = {"num_iterations": 2, "kl_in_reward": 0.1, "sampling": GUIDED, "scoring": Scoring(GUIDED, branch)}
+        train(tmp_path / branch, "grpo", precision="bf16", supplies={"rollout": rollout}, max_steps=2)
+        first, second = logs(tmp_path / branch)
+        assert first["ratio_max"] == first["ratio_mean"] == 1
+        assert first["kl_charged"] == 0
+        assert second["ratio_max"] != 1
+        found[branch] = first["mismatch"]
+    assert found["reference"] == pytest.approx(found["detached"], rel=1e-6)
+    train(tmp_path / "kto", "kto", precision="bf16", max_steps=1)
+    assert logs(tmp_path / "kto")[0]["gap_mismatched"] == 0
