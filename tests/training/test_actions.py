@@ -100,6 +100,7 @@ def test_noise_replaces_its_share_of_the_context(tmp_path: Path) -> None:
     changed = (batch["context"] != batch["tokens"]).float().mean()
     # half of them, of which one in sixteen draws the token that was there; five standard errors of 360 tokens
     assert abs(changed - 0.5 * 15 / 16) < 0.13
+    assert len(batch["context"][batch["context"] != batch["tokens"]].unique()) == 16  # by tokens of the whole book
     # the tokens that are scored stay the real ones
     known = trainer.inputs(trainer.generator, batch)
     with torch.no_grad():
