@@ -114,7 +114,8 @@ def test_a_tokenizer_of_another_codebook_is_refused(checkpoint: Path, tmp_path: 
 
 def test_unknown_names_and_paths_say_what_is_known() -> None:
     with pytest.raises(
-        ValueError, match=r"unknown generator 'mnist-lamagen'; known zoo entries: mnist-llamagen, mnist-var; families: llamagen, var"
+        ValueError,
+        match=r"unknown generator 'mnist-lamagen'; known zoo entries: mnist-llamagen, mnist-var; families: llamagen, var",
     ):
         load_generator("mnist-lamagen")
     with pytest.raises(ValueError, match="pass checkpoint="):

@@ -108,6 +108,7 @@ def test_an_alarm_that_stops_a_run_says_how_to_go_on(capsys: pytest.CaptureFixtu
     assert [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_study_compares_arms_on_paired_seeds() -> None:
     run("study", "experiment=mnist/cca", "output_dir=study", "seeds=[1,2]", *SHORT, *FEW)
     rows = [row for row in read_results(Path("study/results.jsonl")) if row.split == "report"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from align import load_generator
 from align.data import Codes, PreferencePairs
@@ -21,6 +21,10 @@ from recipes.parts import make_codes, make_pairs, make_rewards
 from rewards.base import score_rewards
 
 FEW = ["num_prompts=6", "num_generations=3", "batch_size=7"]
+
+
+def codes(path: str) -> DictConfig:
+    return OmegaConf.create({"codes": path, "deformed_copies": 0})
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +78,7 @@ def test_pairs_are_the_best_and_worst_of_what_the_generator_draws(capsys: pytest
     assert said[1].startswith("mean reward: chosen ")
     # both files fit the generator that drew them
     assert len(make_pairs("runs/pairs/pairs.safetensors", generator)) == 6
-    winners = make_codes("best.safetensors", generator)
+    winners = make_codes(codes("best.safetensors"), generator)
     assert torch.equal(winners.tokens_NL, pairs.chosen_NL)
     assert torch.equal(winners.labels_N, pairs.labels_N)
 
@@ -226,7 +230,7 @@ def test_codes_of_unknown_classes_are_refused() -> None:
     own = sha256_of_tensors(generator.tokenizer.state_dict())
     Codes(torch.zeros(1, 49, dtype=torch.long), torch.tensor([10]), own).save(Path("codes.safetensors"))
     with pytest.raises(ValueError, match=r"codes.safetensors: class labels up to 10; the generator knows 0 to 9"):
-        make_codes("codes.safetensors", generator)
+        make_codes(codes("codes.safetensors"), generator)
 
 
 @pytest.mark.parametrize(

@@ -246,6 +246,7 @@ def ids(cases: list[tuple[str, dict[str, Any], str, Any]]) -> list[str]:
     return [f"{objective}-{key}-{value}" for objective, _, key, value in cases]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "beside", "key", "value"), FIRST_STEP, ids=ids(FIRST_STEP))
 def test_it_changes_the_first_step(
     files: Path, before_of: Before, tmp_path: Path, objective: str, beside: dict[str, Any], key: str, value: Any
@@ -258,6 +259,7 @@ def test_it_changes_the_first_step(
     assert not torch.allclose(before, after, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "beside", "key", "value"), RUN, ids=ids(RUN))
 def test_it_changes_a_short_run(
     files: Path, before_of: Before, tmp_path: Path, objective: str, beside: dict[str, Any], key: str, value: Any
@@ -268,6 +270,7 @@ def test_it_changes_a_short_run(
     assert not torch.allclose(before, after, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("objective", "beside", "key", "value"), NOTHING, ids=ids(NOTHING))
 def test_it_changes_nothing(
     files: Path, before_of: Before, tmp_path: Path, objective: str, beside: dict[str, Any], key: str, value: Any

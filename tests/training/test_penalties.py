@@ -44,8 +44,10 @@ def share_of_the_penalty(folder: Path, objective: str, penalty: Penalty, **more:
 # --- KL
 
 
-@pytest.mark.parametrize("estimator", ["k2", "k3", "exact"])
-@pytest.mark.parametrize("objective", ["sft", "dpo", "grpo"])
+@pytest.mark.parametrize(
+    ("objective", "estimator"),
+    [("sft", "k2"), ("sft", "k3"), ("sft", "exact"), ("dpo", "k2"), ("grpo", "k2"), ("grpo", "exact")],
+)
 def test_kl_neither_counts_nor_pulls_at_the_start_and_does_later(
     tmp_path: Path, objective: str, estimator: str
 ) -> None:
