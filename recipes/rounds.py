@@ -97,6 +97,8 @@ def play(config: DictConfig, folder: Path, train_one: TrainOne, *, resume: bool)
     if chosen is not None:
         shutil.copyfile(chosen / EXPORT_FILE, folder / EXPORT_FILE)
         shutil.copyfile(chosen / METRICS_FILE, folder / METRICS_FILE)
+        if (chosen / "samples").exists():
+            shutil.copytree(chosen / "samples", folder / "samples", dirs_exist_ok=True)
     final = config.generator.copy()
     final.checkpoint = best
     generator = make_generator(final)
