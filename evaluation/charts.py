@@ -215,7 +215,7 @@ def guidance_chart(arms: Sequence[Arm], roles: Roles, metric: Metric, names: dic
         arms: of both splits, at least one, each with a finite median.
         names: what to call the arms' labels, such as {"aligned": "CCA"}.
     """
-    ordinary = [arm for arm in arms if arm.temperature == 1 and not arm.filters]
+    ordinary = [arm for arm in arms if arm.temperature == 1 and not arm.filters and arm.guides_evenly]
     lines = []
     for label in dict.fromkeys(arm.label for arm in ordinary):
         selected = [arm for arm in ordinary if arm.label == label and arm.split == "select"]
@@ -256,7 +256,7 @@ def _mark(arm: Arm, metric: Metric, roles: Roles, names: dict[str, str]) -> Mark
     elif arm is roles.cfg:
         name = "CFG"
     label = f"{name} {number(spread.median)}" if arm.split == "report" else ""
-    diamond = arm.temperature != 1 or bool(arm.filters)
+    diamond = arm.temperature != 1 or bool(arm.filters) or not arm.guides_evenly
     return Mark(arm.guidance_scale, spread.median, spread.min, spread.max, arm_class(arm), title, label, diamond)
 
 

@@ -218,7 +218,7 @@ def _against_temperature(aligned: Arm, other: Arm, verdict: Verdict, metric: Met
 def _against_cfg(aligned: Arm, guided: Arm, verdict: Verdict, metric: Metric, arms: Sequence[Arm]) -> str:
     """The costly alternative: guidance, with its price."""
     tried = [arm for arm in arms if arm.split == "select" and arm.label == "base" and arm.guidance_scale > 1]
-    name = f"{'the best CFG' if len(tried) > 1 else 'CFG'} (scale {guided.guidance_scale:g})"
+    name = f"{'the best CFG' if len(tried) > 1 else 'CFG'} (scale {guided.guidance})"
     text = f"{', against' if verdict is Verdict.BETTER else '; compare'} {number(median(guided, metric))} for {name}"
     if guided.forwards_per_image and aligned.forwards_per_image:
         times = f"{guided.forwards_per_image / aligned.forwards_per_image:.1f}".removesuffix(".0")

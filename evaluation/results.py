@@ -22,6 +22,8 @@ import numpy as np
 SPLITS = ("report", "select")
 # Two rows that differ in one of these measure different things: FID alone moves with every one of them.
 COMPARABLE = ("protocol", "n", "reference_n", "extractor_fingerprint")
+# Rows that agree in these are one arm.
+ARM = ("label", "guidance_scale", "guidance_schedule", "guided_blocks", "temperature", "top_k", "top_p", "split")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class ResultRow:
     metrics: Mapping[str, float]
     stderr: Mapping[str, float] = field(default_factory=dict)
     guidance_scale: float = 1.0
+    guidance_schedule: str = "constant"
+    guided_blocks: int | None = None
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -212,6 +216,8 @@ class Arm:
 
     label: str
     guidance_scale: float
+    guidance_schedule: str
+    guided_blocks: int | None
     temperature: float
     top_k: int
     top_p: float
@@ -219,9 +225,23 @@ class Arm:
     rows: tuple[ResultRow, ...]
 
     @property
+    def guides_evenly(self) -> bool:
+        """Every block by the same scale."""
+        return self.guidance_schedule == "constant" and self.guided_blocks is None
+
+    @property
+    def guidance(self) -> str:
+        """Its guidance in a few characters: `off`, `1.5`, `2 linear`, `2 linear, first 5`."""
+        if self.guidance_scale == 1:
+            return "off"
+        schedule = "" if self.guidance_schedule == "constant" else f" {self.guidance_schedule}"
+        interval = "" if self.guided_blocks is None else f", first {self.guided_blocks}"
+        return f"{self.guidance_scale:g}{schedule}{interval}"
+
+    @property
     def settings(self) -> str:
         """How it was sampled, in words."""
-        guidance = "no guidance" if self.guidance_scale == 1 else f"guidance {self.guidance_scale:g}"
+        guidance = "no guidance" if self.guidance_scale == 1 else f"guidance {self.guidance}"
         return ", ".join([guidance, f"T={self.temperature:g}", *self.filters])
 
     @property
@@ -276,13 +296,15 @@ def summarize(rows: Iterable[ResultRow]) -> list[Arm]:
     Raises:
         ValueError: rows of one arm have different protocols, sample counts, references or extractors.
     """
-    arms: dict[tuple[str, float, float, int, float, str], dict[int, ResultRow]] = {}
+    arms: dict[tuple[Any, ...], dict[int, ResultRow]] = {}
     for row in rows:
-        key = (row.label, row.guidance_scale, row.temperature, row.top_k, row.top_p, row.split)
-        arms.setdefault(key, {})[row.seed] = row
+        arms.setdefault(tuple(getattr(row, name) for name in ARM), {})[row.seed] = row
     for by_seed in arms.values():
         refuse_mixed(list(by_seed.values()))
-    return [Arm(*key, rows=tuple(by_seed[seed] for seed in sorted(by_seed))) for key, by_seed in arms.items()]
+    return [
+        Arm(**dict(zip(ARM, key, strict=True)), rows=tuple(by_seed[seed] for seed in sorted(by_seed)))
+        for key, by_seed in arms.items()
+    ]
 
 
 def refuse_mixed(rows: Sequence[ResultRow]) -> None:
@@ -340,10 +362,9 @@ def text_table(arms: Sequence[Arm]) -> str:
     table = [["arm", "guidance", "T", *(metric.title for metric in METRICS), "forwards/img", "img/s", "seeds"]]
     for arm in arms:
         name = [arm.label, *arm.filters, *(["(select)"] if arm.split == "select" else [])]
-        guidance = "off" if arm.guidance_scale == 1 else f"{arm.guidance_scale:g}"
         values = [_cell(arm.metric(metric.name), metric.digits) for metric in METRICS]
         costs = ["-" if cost is None else f"{cost:.0f}" for cost in (arm.forwards_per_image, arm.images_per_second)]
-        table.append([" ".join(name), guidance, f"{arm.temperature:g}", *values, *costs, str(len(arm.rows))])
+        table.append([" ".join(name), arm.guidance, f"{arm.temperature:g}", *values, *costs, str(len(arm.rows))])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = []
     for first, *rest in table:

@@ -1,29 +1,32 @@
 """Run all experiments of a domain on all shipped generators, over seeds, and tabulate what each gained without guidance.
 
 align bench mnist: output_dir/GENERATOR/results.jsonl holds every row, summary.json the medians, and with results= and
-readme= they are written where the repository shows them.
+readme= they are written where the repository shows them. An experiment that erases a class is judged on the classes
+that it keeps, beside the accuracy on the erased one.
 For example: align bench mnist seeds=[1] experiments=[cca,gft] generators=[mnist-llamagen]
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import torch
+from omegaconf import DictConfig
 
 from align.files import write_text
 from align.generators import Generator
 from align.types import SamplingConfig
-from evaluation.results import ResultRow, read_results
-from recipes.config import compose, options
+from evaluation.results import Arm, ResultRow, Spread, read_results, summarize
+from recipes.config import compose, options, with_sections
 from recipes.evaluate import Judge, base_settings
-from recipes.parts import EXPORT_FILE, make_generator, make_protocol, make_rewards
+from recipes.parts import EXPORT_FILE, make_generator, make_protocol, make_rewards, num_classes
 from recipes.run import Run, say
 from recipes.supplies import check_recipe
 from recipes.train import align_generator
@@ -32,7 +35,8 @@ DOMAINS = ("mnist",)
 MARKS = ("<!-- bench: written by `align bench` -->", "<!-- /bench -->")
 # an arm's trainings, one after the other: {"gft": ..., "gft+ddo": ...}
 Stages = dict[str, DictConfig]
-SHOWN = ("fid", "accuracy", "recall", "reward")
+SHOWN = {"fid": 2, "accuracy": 3, "recall": 3, "reward": 2}  # metrics, and the digits that they are shown with
+TIMES_FILE = "training_seconds.json"
 
 
 def main(arguments: list[str]) -> None:
@@ -45,15 +49,16 @@ def main(arguments: list[str]) -> None:
         for generator in config.generators
     }
     run = Run(config, kind="bench", overrides=arguments, name=f"bench {domain}")
-    summary: dict[str, Any] = {"command": f"align bench {' '.join(arguments)}", "device": run.record["device"]}
-    for generator, experiments in plan.items():
-        summary[generator] = _bench(experiments, list(config.seeds), run.folder / generator, config.resume == "auto")
-        write_text(run.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-        run.update()
+    benches = {
+        generator: _Bench(run.folder / generator, list(config.seeds), resume=config.resume == "auto")
+        for generator in plan
+    }
+    found = _run_all(benches, plan, config.processes)
     run.update(status="finished")
-    summary["wall_seconds"] = run.record["wall_seconds"]
+    facts = {name: run.record[name] for name in ("command", "device", "wall_seconds", "versions", "git")}
+    summary = {**facts, "processes": config.processes, **found}
     write_text(run.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    table = make_table({name: summary[name] for name in plan})
+    table = make_table(found)
     print(table)
     if config.results:
         write_text(Path(config.results), json.dumps(summary, indent=2) + "\n")
@@ -74,126 +79,203 @@ def _experiment(domain: str, name: str, generator: str, overrides: list[str]) ->
     return stages
 
 
-def _bench(experiments: dict[str, Stages], seeds: Sequence[int], folder: Path, resume: bool) -> dict[str, Any]:
-    """One generator's base and all its aligned versions, paired by sampling seed."""
-    first = next(iter(next(iter(experiments.values())).values()))
-    evaluation = first.evaluation
-    rewards = make_rewards(compose("train", ["reward=classifier"]).reward)
-    folder.mkdir(parents=True, exist_ok=True)
-    rows_file = folder / "results.jsonl"
-    if not resume:
-        rows_file.unlink(missing_ok=True)
-    done = {(row.label, row.seed, row.guidance_scale, row.temperature): row for row in _rows(rows_file)}
-    judge = Judge(make_protocol(evaluation.protocol), evaluation.num_images, evaluation.batch_size, folder, rewards)
-    base = make_generator(first.generator)
-    settings = base_settings(judge, base, evaluation)
-    seconds: dict[str, list[float]] = {}
-    for order, seed in enumerate(seeds):
-        sampling = SamplingConfig(seed=evaluation.seed + order)
-        for setting in settings:
-            key = ("base", sampling.seed, setting.guidance_scale, setting.temperature)
-            if key not in done:
-                judge.score(base, "base", replace(setting, seed=sampling.seed), split="report", grid=order == 0)
+def _erased(stages: Stages) -> int | None:
+    """The class that an arm erases."""
+    last = list(stages.values())[-1]
+    return last.data.negative_label if last.objective._target_.endswith(".erasure") else None
+
+
+def _run_all(benches: dict[str, _Bench], plan: dict[str, dict[str, Stages]], processes: int) -> dict[str, Any]:
+    """Each generator's result; several at once in processes of their own, which share the cores."""
+    processes = min(processes, len(benches))
+    if processes <= 1:
+        return {generator: bench.run(plan[generator]) for generator, bench in benches.items()}
+    threads = max(1, torch.get_num_threads() // processes)
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        running = {generator: pool.submit(bench.run, plan[generator]) for generator, bench in benches.items()}
+        return {generator: future.result() for generator, future in running.items()}
+
+
+class _Bench:
+    """One generator's base and all its aligned versions, paired by sampling seed; what is in `folder` is not made again."""
+
+    def __init__(self, folder: Path, seeds: list[int], *, resume: bool) -> None:
+        self.folder, self.seeds, self.resume = folder, seeds, resume
+        times = folder / TIMES_FILE
+        self.seconds: dict[str, dict[str, float]] = json.loads(times.read_text()) if times.exists() else {}
+
+    def run(self, experiments: Mapping[str, Stages]) -> dict[str, Any]:
+        first = next(iter(next(iter(experiments.values())).values()))
+        evaluation = first.evaluation
+        base = make_generator(first.generator)
+        judge = Judge(
+            make_protocol(evaluation.protocol),
+            evaluation.num_images,
+            evaluation.batch_size,
+            self.folder,
+            make_rewards(compose("train", ["reward=classifier"]).reward),
+        )
+        gains = {name: stages for name, stages in experiments.items() if _erased(stages) is None}
+        settings = base_settings(judge, base, evaluation) if gains else []
+        for order, seed in enumerate(self.seeds):
+            sampling = SamplingConfig(seed=evaluation.seed + order)
+            for setting in settings:
+                self._score(judge, base, "base", replace(setting, seed=sampling.seed), grid=order == 0)
+            for name, stages in gains.items():
+                self._score(judge, self._train(stages, seed), name, sampling, grid=order == 0)
+        result: dict[str, Any] = {"seeds": self.seeds, "arms": [self._arm(arm) for arm in _arms(self.folder)]}
         for name, stages in experiments.items():
-            clock = time.monotonic()
-            if (name, sampling.seed, 1.0, 1.0) in done:
+            if (erased := _erased(stages)) is not None:
+                result["erasure"] = self._erasure(judge, base, name, stages, erased, evaluation)
+        return result
+
+    def _erasure(
+        self, judge: Judge, base: Generator, name: str, stages: Stages, erased: int, evaluation: DictConfig
+    ) -> dict[str, Any]:
+        """Base and erased generator on all classes, for what each is recognised as, and on the kept ones, for quality."""
+        total = num_classes(base)
+        whole = replace(judge, folder=self.folder / name / "all")
+        kept = replace(
+            judge,
+            classes=[label for label in range(total) if label != erased],
+            num_images=evaluation.num_images * (total - 1) // total,
+            folder=self.folder / name / "kept",
+        )
+        for order, seed in enumerate(self.seeds):
+            sampling = SamplingConfig(seed=evaluation.seed + order)
+            trained = self._train(stages, seed)
+            for part in (whole, kept):
+                self._score(part, base, "base", sampling, grid=order == 0)
+                self._score(part, trained, name, sampling, grid=order == 0)
+        arms: dict[str, Any] = {}
+        for arm, kept_arm in zip(_arms(whole.folder), _arms(kept.folder), strict=True):
+            gone = arm.metric(f"accuracy-class{erased}")
+            assert gone is not None
+            arms[arm.label] = {"accuracy_erased": _figure(gone), "kept": self._arm(kept_arm)}
+        return {"class": erased, "arms": arms}
+
+    def _score(self, judge: Judge, generator: Generator, label: str, sampling: SamplingConfig, *, grid: bool) -> None:
+        done = [row for arm in _arms(judge.folder) for row in arm.rows if _is(row, label, sampling)]
+        if not done:
+            judge.score(generator, label, sampling, split="report", grid=grid)
+
+    def _train(self, stages: Stages, seed: int) -> Generator:
+        """Each stage starts from the weights that the one before it exported; what another arm has trained is used."""
+        checkpoint: Path | None = None
+        for name, config in stages.items():
+            where = self.folder / f"{name}-seed{seed}"
+            section = with_sections(config.generator, checkpoint=str(checkpoint) if checkpoint else None)
+            own = with_sections(config, seed=seed, output_dir=str(where), generator=section)
+            checkpoint = where / EXPORT_FILE
+            if checkpoint.exists():
                 continue
-            trained = _train(stages, seed, folder, resume=resume)
-            seconds.setdefault(name, []).append(time.monotonic() - clock)
-            judge.score(trained, name, sampling, split="report", grid=order == 0)
-    rows = [row for row in _rows(rows_file) if row.split == "report"]
-    return {"seeds": list(seeds), "arms": [_arm(arm, seconds) for arm in _arms(rows)]}
+            where.mkdir(parents=True, exist_ok=True)
+            clock = time.monotonic()
+            align_generator(own, where, resume=self.resume, description=f"{name} {seed}")
+            self.seconds.setdefault(name, {})[str(seed)] = round(time.monotonic() - clock, 1)
+            write_text(self.folder / TIMES_FILE, json.dumps(self.seconds, indent=2) + "\n")
+        last = list(stages.values())[-1]
+        return make_generator(with_sections(last.generator, checkpoint=str(checkpoint)))
+
+    def _arm(self, arm: Arm) -> dict[str, Any]:
+        """Median, lowest and highest over the seeds of each figure."""
+        spreads = {name: arm.metric(name) for name in SHOWN}
+        seconds = self.seconds.get(arm.label)
+        return {
+            "label": arm.label,
+            "guidance": arm.guidance,
+            "temperature": arm.temperature,
+            "plain": arm.plain,
+            "forwards_per_image": arm.forwards_per_image,
+            "protocol": arm.rows[0].protocol,
+            "n": arm.rows[0].n,
+            "training_seconds": None if seconds is None else Spread({int(k): v for k, v in seconds.items()}).median,
+            **{name: _figure(spread) for name, spread in spreads.items() if spread is not None},
+        }
 
 
-def _train(stages: Stages, seed: int, folder: Path, *, resume: bool) -> Generator:
-    """Each stage starts from the weights that the one before it exported; a stage that another arm has run is used."""
-    checkpoint: Path | None = None
-    trained: Generator | None = None
-    for name, config in stages.items():
-        own: DictConfig = OmegaConf.create(OmegaConf.to_container(config))  # type: ignore[assignment]
-        where = folder / f"{name}-seed{seed}"
-        own.seed, own.output_dir = seed, str(where)
-        own.generator.checkpoint = str(checkpoint) if checkpoint else None
-        checkpoint = where / EXPORT_FILE
-        if name != list(stages)[-1] and checkpoint.exists():
-            continue
-        where.mkdir(parents=True, exist_ok=True)
-        trained, _ = align_generator(own, where, resume=resume, description=f"{name} {seed}")
-    assert trained is not None
-    return trained
+def _is(row: ResultRow, label: str, sampling: SamplingConfig) -> bool:
+    same = ("seed", "guidance_scale", "guidance_schedule", "temperature")
+    return row.label == label and all(getattr(row, name) == getattr(sampling, name) for name in same)
 
 
-def _rows(path: Path) -> list[ResultRow]:
-    return read_results(path) if path.exists() else []
+def _arms(folder: Path) -> list[Arm]:
+    return summarize(row for row in read_results(folder / "results.jsonl") if row.split == "report")
 
 
-def _arms(rows: list[ResultRow]) -> list[list[ResultRow]]:
-    arms: dict[tuple[Any, ...], list[ResultRow]] = {}
-    for row in rows:
-        arms.setdefault((row.label, row.guidance_scale, row.temperature), []).append(row)
-    return list(arms.values())
-
-
-def _arm(rows: list[ResultRow], seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Median, lowest and highest over the seeds of each figure."""
-    first = rows[0]
-    figures = {}
-    for name in SHOWN:
-        values = [value for row in rows for key, value in row.metrics.items() if key.split("_")[0] == name]
-        figures[name] = {"median": statistics.median(values), "low": min(values), "high": max(values)}
+def _figure(spread: Spread) -> dict[str, Any]:
     return {
-        "label": first.label,
-        "guidance_scale": first.guidance_scale,
-        "temperature": first.temperature,
-        "forwards_per_image": first.forwards_per_image,
-        "protocol": first.protocol,
-        "n": first.n,
-        "training_seconds": round(statistics.median(seconds[first.label]), 1) if first.label in seconds else None,
-        **figures,
+        "median": spread.median,
+        "low": spread.min,
+        "high": spread.max,
+        "by_seed": {str(seed): value for seed, value in spread.values.items()},
     }
 
 
-def make_table(summary: dict[str, dict[str, Any]]) -> str:
-    """Markdown: one table per generator, FID also as a ratio to the plain base of the same seeds."""
+def make_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: one table per generator, FID also as the median ratio to the plain base on the same seeds."""
     parts = []
     for generator, result in summary.items():
-        arms = result["arms"]
-        plain = next(
-            arm for arm in arms if arm["label"] == "base" and arm["guidance_scale"] == arm["temperature"] == 1.0
-        )
-        lines = [
-            f"`{generator}`, medians [range] of {len(result['seeds'])} paired seeds, {plain['n']} images each:",
-            "",
-            "| arm | FID | ratio to base | accuracy | recall | reward | forwards per image |",
-            "|---|---|---|---|---|---|---|",
-        ]
-        for arm in arms:
-            ratio = arm["fid"]["median"] / plain["fid"]["median"]
-            cells = [
-                _name(arm),
-                _spread(arm["fid"], 2),
-                f"{ratio:.2f}",
-                _spread(arm["accuracy"], 3),
-                _spread(arm["recall"], 3),
-                _spread(arm["reward"], 2),
-                f"{arm['forwards_per_image']:g}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
+        if result["arms"]:
+            parts.append(_gains_table(generator, result["arms"]))
+        if "erasure" in result:
+            parts.append(_erasure_table(generator, result["erasure"]))
     return "\n\n".join(parts)
 
 
-def _name(arm: dict[str, Any]) -> str:
-    name = arm["label"]
-    if arm["guidance_scale"] != 1.0:
-        name += f", guidance {arm['guidance_scale']:g}"
+def _gains_table(generator: str, arms: Sequence[Mapping[str, Any]]) -> str:
+    plain = next(arm for arm in arms if arm["label"] == "base" and arm["plain"])
+    lines = [
+        f"`{generator}`, medians [range] of {len(plain['fid']['by_seed'])} paired seeds, {plain['n']} images each:",
+        "",
+        "| arm | FID | ratio to base | accuracy | recall | reward | forwards per image | training, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for arm in arms:
+        base = plain["fid"]["by_seed"]
+        ratios = Spread({int(seed): fid / base[seed] for seed, fid in arm["fid"]["by_seed"].items()})
+        seconds = "" if arm["training_seconds"] is None else f"{arm['training_seconds']:.0f}"
+        cells = [
+            _name(arm),
+            _spread(arm["fid"], 2),
+            f"{ratios.median:.2f}",
+            *(_spread(arm[name], digits) for name, digits in SHOWN.items() if name != "fid"),
+            f"{arm['forwards_per_image']:g}",
+            seconds,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _erasure_table(generator: str, result: Mapping[str, Any]) -> str:
+    lines = [
+        f"`{generator}`, class {result['class']} erased:",
+        "",
+        f"| arm | accuracy on class {result['class']} | accuracy on the others | FID of the others | their recall |",
+        "|---|---|---|---|---|",
+    ]
+    for label, arm in result["arms"].items():
+        cells = [
+            label,
+            _spread(arm["accuracy_erased"], 3),
+            *(_spread(arm["kept"][name], SHOWN[name]) for name in ("accuracy", "fid", "recall")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _name(arm: Mapping[str, Any]) -> str:
+    name = str(arm["label"])
+    if arm["guidance"] != "off":
+        name += f", guidance {arm['guidance']}"
     if arm["temperature"] != 1.0:
         name += f", T={arm['temperature']:g}"
     return name
 
 
-def _spread(figure: dict[str, float], digits: int) -> str:
-    return f"{figure['median']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
+def _spread(figure: Mapping[str, float], digits: int) -> str:
+    low, high = (f"{figure[end]:.{digits}f}" for end in ("low", "high"))
+    return f"{figure['median']:.{digits}f}" + (f" [{low}, {high}]" if low != high else "")
 
 
 def _put_into(path: Path, table: str) -> None:

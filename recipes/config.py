@@ -117,6 +117,11 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def with_sections(config: DictConfig, **sections: Any) -> DictConfig:
+    """A copy with whole sections replaced, not merged."""
+    return OmegaConf.create({**OmegaConf.to_container(config), **sections})  # type: ignore[dict-item]
+
+
 def options(group: str) -> list[str]:
     """The choices of a config group: `experiment` -> mnist/cca, mnist/sft, ..."""
     folder = CONF / group

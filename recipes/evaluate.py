@@ -83,6 +83,7 @@ class Judge:
         if grid:
             samples = f"samples/{label}_{describe(sampling).replace(' ', '_')}_seed{sampling.seed}.png"
             save_grid(torch.cat(shown)[:GRID_IMAGES], self.folder / samples, columns=GRID_COLUMNS)
+        guided = sampling.guidance_scale != 1.0  # a schedule of nothing makes no arm of its own
         row = ResultRow(
             label=label,
             seed=sampling.seed,
@@ -93,6 +94,8 @@ class Judge:
             | ({"reward": statistics.fmean(rewards)} if rewards else {}),
             stderr=result.stderr,
             guidance_scale=sampling.guidance_scale,
+            guidance_schedule=sampling.guidance_schedule if guided else "constant",
+            guided_blocks=sampling.guided_blocks if guided else None,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
@@ -110,7 +113,9 @@ class Judge:
 
 def describe(sampling: SamplingConfig) -> str:
     """A short name of a sampling setting: `g2 t0.9`."""
-    parts = [f"g{sampling.guidance_scale:g}", f"t{sampling.temperature:g}"]
+    schedule = "" if sampling.guidance_schedule == "constant" else f"-{sampling.guidance_schedule}"
+    interval = "" if sampling.guided_blocks is None else f"-first{sampling.guided_blocks}"
+    parts = [f"g{sampling.guidance_scale:g}{schedule}{interval}", f"t{sampling.temperature:g}"]
     parts += [f"k{sampling.top_k}"] if sampling.top_k else []
     parts += [f"p{sampling.top_p:g}"] if sampling.top_p < 1 else []
     return " ".join(parts)
@@ -123,14 +128,19 @@ def fid(row: ResultRow) -> float:
 def base_settings(judge: Judge, generator: Generator, evaluation: DictConfig) -> list[SamplingConfig]:
     """How the base is shown: plain, at its best temperature without guidance, and at its best guidance scale.
 
-    `evaluation` is a configuration's section of that name: select_seed, guidance_scales, temperatures.
+    `evaluation` is a configuration's section of that name: select_seed, guidance_scales, guidance_schedules,
+    temperatures.
 
     Best by FID on one seed. It is another seed than those that claims are made on, so that the best of a grid is not
     also its luckiest draw.
     """
     plain = SamplingConfig(seed=evaluation.select_seed)
     tempered = [plain, *(replace(plain, temperature=t) for t in evaluation.temperatures)]
-    guided = [replace(plain, guidance_scale=s) for s in evaluation.guidance_scales]
+    guided = [
+        replace(plain, guidance_scale=scale, guidance_schedule=schedule)
+        for schedule in evaluation.guidance_schedules
+        for scale in evaluation.guidance_scales
+    ]
     scores = {setting: fid(judge.score(generator, "base", setting, split="select")) for setting in [*tempered, *guided]}
     best = [min(tried, key=lambda setting: scores[setting], default=plain) for tried in (tempered[1:], guided)]
     return list(dict.fromkeys([plain, *best]))

@@ -166,6 +166,14 @@ def zoo_file(reference: str, key: str) -> Path:
     return zoo_file(entry[key], key) if entry[key].startswith("zoo:") else folder / entry[key]
 
 
+def use_bf16(precision: str) -> bool:
+    """Whether `trainer.precision` means reduced precision on this machine."""
+    if precision not in ("auto", "bf16", "fp32"):
+        raise ValueError(f"trainer.precision is {precision!r}; known: auto, bf16, fp32")
+    available = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return available if precision == "auto" else precision == "bf16"
+
+
 def num_classes(generator: Generator) -> int:
     if generator.num_classes is None:
         raise ValueError(f"a {generator.family} generator has no classes to balance samples over")

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from align.generators import Generator
 from align.types import SamplingConfig
+from recipes.config import with_sections
 from recipes.evaluate import Judge, fid
 from recipes.parts import EXPORT_FILE, make_generator, make_protocol
 from recipes.run import say
@@ -96,12 +97,11 @@ def play(config: DictConfig, folder: Path, train_one: TrainOne, *, resume: bool)
             best = str(chosen)
     if chosen is not None:
         shutil.copyfile(chosen / EXPORT_FILE, folder / EXPORT_FILE)
-        shutil.copyfile(chosen / METRICS_FILE, folder / METRICS_FILE)
+        if (chosen / METRICS_FILE).exists():  # a training of fewer steps than logging_steps has none
+            shutil.copyfile(chosen / METRICS_FILE, folder / METRICS_FILE)
         if (chosen / "samples").exists():
             shutil.copytree(chosen / "samples", folder / "samples", dirs_exist_ok=True)
-    final = config.generator.copy()
-    final.checkpoint = best
-    generator = make_generator(final)
+    generator = make_generator(with_sections(config.generator, checkpoint=best))
     if chosen is None:
         say("no candidate beat the generator it started from; that one is kept")
         generator.save_published(folder / EXPORT_FILE)
@@ -117,13 +117,15 @@ def _candidate(
     config: DictConfig, setting: dict[str, Any], checkpoint: str | None, number: int, folder: Path
 ) -> DictConfig:
     """One training's configuration: another data order in each round, the same for its candidates."""
-    candidate: DictConfig = OmegaConf.create(OmegaConf.to_container(config))  # type: ignore[assignment]
+    candidate = with_sections(
+        config,
+        generator=with_sections(config.generator, checkpoint=checkpoint),
+        seed=config.seed + 1000 * number,
+        output_dir=str(folder),
+        rounds=with_sections(config.rounds, number=1, search=[]),
+    )
     for key, value in setting.items():
         OmegaConf.update(candidate, key, value)
-    candidate.generator.checkpoint = checkpoint
-    candidate.seed = config.seed + 1000 * number
-    candidate.output_dir = str(folder)
-    candidate.rounds = {"number": 1, "search": [], "num_images": config.rounds.num_images}
     folder.mkdir(parents=True, exist_ok=True)
     return candidate
 

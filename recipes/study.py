@@ -18,12 +18,12 @@ from align.generators import Generator
 from align.types import SamplingConfig
 from evaluation.report import write_report
 from evaluation.results import read_results, summarize, text_table
-from recipes.config import CONF, compose, options
+from recipes.config import CONF, compose, options, with_sections
 from recipes.evaluate import Judge, base_settings
 from recipes.parts import EXPORT_FILE, make_generator, make_protocol
 from recipes.run import Run, say
 from recipes.supplies import check_recipe
-from recipes.train import align_generator
+from recipes.train import align_generator, trained_at
 
 
 def main(overrides: list[str]) -> None:
@@ -34,7 +34,7 @@ def main(overrides: list[str]) -> None:
     objective = config.objective._target_.rsplit(".", 1)[-1]
     arms = {objective: config.objective} | _control(config.control)
     for section in arms.values():
-        check_recipe(_with(config, objective=section))  # a mistake is answered before minutes of sampling
+        check_recipe(_arm(config, section))  # a mistake is answered before minutes of sampling
     run = Run(config, kind="study", overrides=overrides)
     run.update(runs=[f"{arm}-seed{seed}" for seed in config.seeds for arm in arms])
     (run.folder / "results.jsonl").unlink(missing_ok=True)
@@ -42,17 +42,19 @@ def main(overrides: list[str]) -> None:
     base = make_generator(config.generator)
     hashes = {"base": sha256_of_tensors(base.state_dict())}
 
-    settings = base_settings(judge, base, evaluation)
+    guided = trained_at(config)
+    settings = [*base_settings(judge, base, evaluation), *guided]
     for order, seed in enumerate(config.seeds):
         sampling_seed = evaluation.seed + order
-        for sampling in settings:
-            judge.score(base, "base", replace(sampling, seed=sampling_seed), split="report", grid=order == 0)
+        for sampling in dict.fromkeys(replace(setting, seed=sampling_seed) for setting in settings):
+            judge.score(base, "base", sampling, split="report", grid=order == 0)
         for arm, objective_config in arms.items():
             name = f"{arm}-seed{seed}"
             trained = _train(config, objective_config, seed, run.folder / name, run.record["command"], resume=resume)
             hashes[name] = sha256_of_tensors(trained.state_dict())
             label = "aligned" if arm == objective else arm
-            judge.score(trained, label, SamplingConfig(seed=sampling_seed), split="report", grid=order == 0)
+            for sampling in [SamplingConfig(), *(guided if label == "aligned" else [])]:
+                judge.score(trained, label, replace(sampling, seed=sampling_seed), split="report", grid=order == 0)
             if label == "aligned" and order == 0:
                 for scale in evaluation.aligned_guidance_scales:
                     judge.score(
@@ -76,21 +78,21 @@ def _control(name: str | None) -> dict[str, DictConfig]:
     return {name: OmegaConf.load(CONF / "objective" / f"{name}.yaml")}  # type: ignore[dict-item]
 
 
+def _arm(config: DictConfig, objective: DictConfig, **sections: Any) -> DictConfig:
+    """The study with this objective; a control is plain, without the penalties that the study puts on its own."""
+    if objective is not config.objective:
+        sections |= {name: with_sections(config[name], coefficient=0.0) for name in ("kl", "entropy")}
+    return with_sections(config, objective=objective, **sections)
+
+
 def _train(
     config: DictConfig, objective: DictConfig, seed: int, folder: Path, command: str, *, resume: bool
 ) -> Generator:
-    settings = _with(config, objective=objective, seed=seed, output_dir=str(folder))
+    settings = _arm(config, objective, seed=seed, output_dir=str(folder))
     if resume and (folder / EXPORT_FILE).exists():
-        generator_config = config.generator.copy()
-        generator_config.checkpoint = str(folder / EXPORT_FILE)
-        return make_generator(generator_config)
+        return make_generator(with_sections(config.generator, checkpoint=str(folder / EXPORT_FILE)))
     sub_run = Run(settings, kind="train", overrides=[], name=folder.name)
     sub_run.update(command=command)
     generator, found = align_generator(settings, folder, resume=resume, description=folder.name)
     sub_run.update(status="finished", preflight=found, hashes={"aligned": sha256_of_tensors(generator.state_dict())})
     return generator
-
-
-def _with(config: DictConfig, **sections: Any) -> DictConfig:
-    """The configuration with whole sections replaced, not merged."""
-    return OmegaConf.create({**OmegaConf.to_container(config), **sections})  # type: ignore[dict-item]

@@ -25,14 +25,8 @@ from align.training.sources import Betas, Fakes, Pairs, RealData, Source
 from align.training.straight_through import StraightThrough
 from align.types import SamplingConfig
 from recipes.data import draw_pairs
-from recipes.parts import (
-    make_codes,
-    make_objective,
-    make_pairs,
-    make_rewards,
-    num_classes,
-    zoo_file,
-)
+from recipes.parts import make_codes, make_objective, make_pairs, make_rewards, num_classes, use_bf16, zoo_file
+from recipes.rounds import check_rounds
 from rewards.perceptual import load_distance
 
 PAIRS_FILE, POOL_FILE = "pairs.safetensors", "fakes.safetensors"
@@ -50,24 +44,54 @@ class Supplies:
     penalties: list[Penalty]
 
 
-def check_recipe(config: DictConfig) -> Needs:
+def needs_of(config: DictConfig) -> Needs:
+    """What the objective and the penalties look at."""
+    needs = Needs.of(make_objective(config.objective))
+    for penalty in make_penalties(config, vocabulary=2):
+        needs |= penalty.term(needs.primary).needs
+    return needs
+
+
+def check_recipe(config: DictConfig) -> None:
     """Everything that the configuration alone can tell about whether its parts fit, before any weights are loaded.
 
     Raises:
         ValueError: what is missing for the objective, or contradicts it, and which setting mends it.
     """
-    objective = make_objective(config.objective)
-    needs = Needs.of(objective)
-    source = needs.source
-    for penalty in make_penalties(config, vocabulary=2):
-        needs |= penalty.term(needs.primary).needs
-    kind = config.reference.kind
+    if config.kl.where not in ("loss", "reward"):
+        raise ValueError(f"unknown kl.where {config.kl.where!r}; known: loss, reward")
+    needs = needs_of(config)
+    source = Needs.of(make_objective(config.objective)).source
+    _check_reference(config, needs, source)
+    if _charges_kl(config) and source != "rollouts":
+        raise ValueError(
+            f"kl.where=reward needs rollouts with rewards, and this objective trains on {source}; use loss"
+        )
+    rewards = make_rewards(config.reward)
+    rewarded = source == "rollouts" or (source == "pairs" and config.pairs.file is None)
+    if rewarded and not any(reward.weight for reward in rewards):
+        raise ValueError(
+            f"this objective trains on {source}, which need a reward of a weight other than 0; choose reward=classifier, or name yours: reward.rewards"
+        )
+    if source == "rollouts":
+        _check_rollouts(config)
+    check_rounds(config)
+
+
+def _charges_kl(config: DictConfig) -> bool:
+    return config.kl.where == "reward" and bool(config.kl.coefficient)
+
+
+def _guides_by_reference(config: DictConfig, source: str) -> bool:
+    return source == "rollouts" and config.rollout.null_branch == "reference"
+
+
+def _check_reference(config: DictConfig, needs: Needs, source: str) -> None:
+    kind, guides = config.reference.kind, _guides_by_reference(config, source)
     if kind not in KINDS:
         raise ValueError(f"unknown reference.kind {kind!r}; known: {', '.join(KINDS)}")
-    charged = config.kl.where == "reward" and config.kl.coefficient
-    guides = source == "rollouts" and config.rollout.null_branch == "reference"
     if kind == "cached":
-        if (needs.reference or charged or guides) and source not in ("real", "pairs"):
+        if (needs.reference or _charges_kl(config) or guides) and source not in ("real", "pairs"):
             raise ValueError(
                 f"reference.kind=cached holds log-probs of a fixed dataset, and this objective trains on {source}; set reference.kind=frozen"
             )
@@ -84,49 +108,35 @@ def check_recipe(config: DictConfig) -> Needs:
         )
     if kind == "adapter_off" and source == "fakes" and config.fakes.per_class is None:
         raise ValueError("fakes are drawn from a reference of its own; set reference.kind=frozen, or fakes.per_class")
-    rewards = make_rewards(config.reward)
-    rewarded = source == "rollouts" or (source == "pairs" and config.pairs.file is None)
-    if rewarded and not any(reward.weight for reward in rewards):
+
+
+def _check_rollouts(config: DictConfig) -> None:
+    rollout_settings(config)
+    if config.trainer.dropout:
+        raise ValueError("policy gradient compares log-probs of sampling and of training; set trainer.dropout=0")
+    rows = _rows_per_step(config)
+    if rows % config.rollout.num_generations:
         raise ValueError(
-            f"this objective trains on {source}, which need a reward of a weight other than 0; choose reward=classifier, or name yours: reward.rewards"
+            f"a step of {rows} rows does not divide into groups of rollout.num_generations={config.rollout.num_generations}"
         )
-    if source == "rollouts":
-        rollout_settings(config)
-        if config.trainer.dropout:
-            raise ValueError("policy gradient compares log-probs of sampling and of training; set trainer.dropout=0")
-        rows = _rows_per_step(config)
-        if rows % config.rollout.num_generations:
-            raise ValueError(
-                f"a step of {rows} rows does not divide into groups of rollout.num_generations={config.rollout.num_generations}"
-            )
-        sampling = config.rollout.sampling
-        if config.kl.coefficient and config.kl.importance and (sampling.top_k or sampling.top_p < 1):
-            raise ValueError(
-                "kl.importance weighs by ratios of the distribution sampled from, which filters cut; set top_k=0 and top_p=1"
-            )
-    if config.kl.where not in ("loss", "reward"):
-        raise ValueError(f"unknown kl.where {config.kl.where!r}; known: loss, reward")
-    if config.kl.where == "reward" and config.kl.coefficient and source != "rollouts":
+    sampling = config.rollout.sampling
+    if config.kl.coefficient and config.kl.importance and (sampling.top_k or sampling.top_p < 1):
         raise ValueError(
-            f"kl.where=reward needs rollouts with rewards, and this objective trains on {source}; use loss"
+            "kl.importance weighs by ratios of the distribution sampled from, which filters cut; set top_k=0 and top_p=1"
         )
-    return needs
 
 
 def make_supplies(config: DictConfig, generator: Generator, folder: Path) -> Supplies:
     """Files that are made on the way (pairs, a pool of fakes, a table of log-probs) stay in the run's folder."""
-    needs = check_recipe(config)
-    penalties = make_penalties(config, vocabulary=generator.vocab_size)
-    stream = _stream(config, Needs.of(make_objective(config.objective)), generator, folder)
-    charged = config.kl.where == "reward" and config.kl.coefficient
-    guided_by_reference = needs.source == "rollouts" and config.rollout.null_branch == "reference"
-    sampled = needs.source == "fakes" and config.fakes.per_class is None
-    wanted = needs.reference or charged or guided_by_reference or sampled
+    needs, source = needs_of(config), Needs.of(make_objective(config.objective)).source
+    stream = _stream(config, source, generator, folder)
+    sampled = source == "fakes" and config.fakes.per_class is None
+    wanted = needs.reference or _charges_kl(config) or _guides_by_reference(config, source) or sampled
     return Supplies(
         stream,
-        _source(config, needs, generator, folder),
+        _source(config, source, generator, folder),
         _reference(config, needs, generator, stream, folder) if wanted else None,
-        penalties,
+        make_penalties(config, vocabulary=generator.vocab_size),
     )
 
 
@@ -166,10 +176,10 @@ def _rows_per_step(config: DictConfig) -> int:
     return config.trainer.per_device_train_batch_size * config.trainer.gradient_accumulation_steps * world
 
 
-def _stream(config: DictConfig, needs: Needs, generator: Generator, folder: Path) -> Stream | PromptStream:
+def _stream(config: DictConfig, source: str, generator: Generator, folder: Path) -> Stream | PromptStream:
     rows = _rows_per_step(config)
     length = rows * config.trainer.max_steps
-    if needs.source == "rollouts":
+    if source == "rollouts":
         return PromptStream(
             balanced_labels(num_classes(generator), num_classes(generator)),
             length=length,
@@ -178,7 +188,7 @@ def _stream(config: DictConfig, needs: Needs, generator: Generator, folder: Path
             rows_per_step=rows,
             num_iterations=config.rollout.num_iterations,
         )
-    if needs.source == "pairs":
+    if source == "pairs":
         path = Path(config.pairs.file or folder / PAIRS_FILE)
         if config.pairs.file is None and not path.exists():
             settings = {**config.pairs, "sampling": {"seed": config.seed}, "reward": config.reward}
@@ -186,7 +196,13 @@ def _stream(config: DictConfig, needs: Needs, generator: Generator, folder: Path
             drawn.save(path)
             write_text(path.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
         pairs = make_pairs(str(path), generator)
-        return PairStream(pairs, length=length, seed=config.seed, label_drop=config.trainer.label_drop)
+        return PairStream(
+            pairs,
+            length=length,
+            seed=config.seed,
+            label_drop=config.trainer.label_drop,
+            negative_label=config.data.negative_label,
+        )
     return TrainingStream(
         make_codes(config.data, generator),
         length=length,
@@ -196,8 +212,8 @@ def _stream(config: DictConfig, needs: Needs, generator: Generator, folder: Path
     )
 
 
-def _source(config: DictConfig, needs: Needs, generator: Generator, folder: Path) -> Source:
-    if needs.source == "rollouts":
+def _source(config: DictConfig, source: str, generator: Generator, folder: Path) -> Source:
+    if source == "rollouts":
         credit = None
         if config.rollout.credit is not None:
             credit = make_credit(
@@ -208,7 +224,7 @@ def _source(config: DictConfig, needs: Needs, generator: Generator, folder: Path
                 **config.rollout.credit_settings,
             )
         return Rollouts(rollout_settings(config), make_rewards(config.reward), credit)
-    if needs.source == "fakes":
+    if source == "fakes":
         fakes, pool = config.fakes, None
         if fakes.per_class is not None:
             path = folder / POOL_FILE
@@ -218,9 +234,9 @@ def _source(config: DictConfig, needs: Needs, generator: Generator, folder: Path
                 ).save(path)
             pool = FakePool.load(path, generator)
         return Fakes(seed=config.seed, batch_size=fakes.batch_size, pool=pool)
-    if needs.source == "betas":
+    if source == "betas":
         return Betas(seed=config.seed)
-    if needs.source in ("actions", "pixels"):
+    if source in ("actions", "pixels"):
         settings: dict[str, Any] = OmegaConf.to_container(config.actions)  # type: ignore[assignment]
         chosen = settings.pop("perceptual")
         perceptual = None
@@ -228,9 +244,9 @@ def _source(config: DictConfig, needs: Needs, generator: Generator, folder: Path
             weights = str(chosen["weights"])
             file = str(zoo_file(weights, "reward")) if weights.startswith("zoo:") else weights
             perceptual = Perceptual(chosen["kind"], load_distance(chosen["kind"], file))
-        kind = Actions if needs.source == "actions" else StraightThrough
+        kind = Actions if source == "actions" else StraightThrough
         return kind(ActionSettings(**settings), perceptual, seed=config.seed)
-    return Pairs() if needs.source == "pairs" else RealData()
+    return Pairs() if source == "pairs" else RealData()
 
 
 def _reference(
@@ -244,7 +260,11 @@ def _reference(
         if path.exists():
             return CachedReference.load(path, generator, stream, wanted)
         cached = CachedReference.compute(
-            generator, stream, wanted, batch_size=config.trainer.per_device_train_batch_size
+            generator,
+            stream,
+            wanted,
+            batch_size=config.trainer.per_device_train_batch_size,
+            bf16=use_bf16(config.trainer.precision),
         )
         cached.save(path, stream)
         return cached

@@ -20,15 +20,23 @@ from omegaconf import DictConfig, OmegaConf
 from align.files import sha256_of_tensors
 from align.generators import Generator
 from align.training.adapters import add_adapters, merge_adapters
-from align.training.checkpoints import is_complete, latest_checkpoint, rewind_metrics
+from align.training.checkpoints import is_complete, latest_checkpoint, rewind_logs
 from align.training.inputs import Needs, Objective
 from align.types import SamplingConfig
 from evaluation.report import write_report
 from evaluation.results import read_results, summarize, text_table
 from recipes.config import compose
 from recipes.evaluate import Judge, base_settings
-from recipes.parts import EXPORT_FILE, make_generator, make_objective, make_protocol, make_rewards, num_classes
-from recipes.rounds import check_rounds, play
+from recipes.parts import (
+    EXPORT_FILE,
+    make_generator,
+    make_objective,
+    make_protocol,
+    make_rewards,
+    num_classes,
+    use_bf16,
+)
+from recipes.rounds import play
 from recipes.rounds import wanted as rounds_wanted
 from recipes.run import Run, say
 from recipes.supplies import Supplies, check_recipe, make_supplies
@@ -74,7 +82,7 @@ def train_generator(
 
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     values = {key: value for key, value in trainer_config.items() if key not in OURS}
-    bf16 = _use_bf16(trainer_config["precision"])
+    bf16 = use_bf16(trainer_config["precision"])
     try:
         args = TrainingArguments(
             output_dir=str(folder),
@@ -106,7 +114,7 @@ def train_generator(
         for torso in folder.glob("checkpoint-*"):
             if not is_complete(torso):
                 shutil.rmtree(torso)
-        rewind_metrics(folder, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
+        rewind_logs(folder, int(checkpoint.name.split("-")[1]) if checkpoint else 0)
     if resume:
         say(f"resuming from {checkpoint}" if checkpoint else "no whole checkpoint to resume from; starting at step 0")
     # a resumed policy has left its reference: what is checked is the start
@@ -125,18 +133,9 @@ def train_generator(
     return found
 
 
-def _use_bf16(precision: str) -> bool:
-    if precision not in ("auto", "bf16", "fp32"):
-        raise ValueError(f"trainer.precision is {precision!r}; known: auto, bf16, fp32")
-    available = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return available if precision == "auto" else precision == "bf16"
-
-
 def align_generator(config: DictConfig, folder: Path, *, resume: bool, description: str) -> tuple[Generator, list[str]]:
     """Load, train (in rounds, if so set) and export: the aligned generator, whose weights are then in
-    folder/generator.pt, and what the first preflight found."""
-    check_recipe(config)
-    check_rounds(config)
+    folder/generator.pt, and what the first preflight found. `check_recipe` must have passed the configuration."""
     if not rounds_wanted(config):
         return _align_once(config, folder, resume=resume, description=description)
     found: list[str] = []
@@ -208,19 +207,31 @@ def main(overrides: list[str]) -> None:
         (run.folder / "results.jsonl").unlink(missing_ok=True)
         evaluation = config.evaluation
         judge = Judge(protocol, evaluation.num_images, evaluation.batch_size, run.folder)
-        compare(judge, base, {"aligned": aligned}, evaluation, seed=evaluation.seed)
+        compare(judge, base, aligned, evaluation, trained_at(config))
         print(text_table(summarize(row for row in read_results(run.folder / "results.jsonl") if row.split == "report")))
     run.update(status="finished")
     say(f"aligned weights: {run.folder / EXPORT_FILE}\nreport: {write_report(run.folder)}")
 
 
-def compare(judge: Judge, base: Generator, others: dict[str, Generator], evaluation: DictConfig, *, seed: int) -> None:
-    """One training run's rows: the base plain, at its best temperature and at its best guidance, then the trained ones."""
-    settings = base_settings(judge, base, evaluation)
+def trained_at(config: DictConfig) -> list[SamplingConfig]:
+    """The guidance that rollouts were drawn with, none where they were drawn without."""
+    drawn = config.rollout.sampling
+    if Needs.of(make_objective(config.objective)).source != "rollouts" or drawn.guidance_scale == 1.0:
+        return []
+    names = ("guidance_scale", "guidance_schedule", "guided_blocks")
+    return [SamplingConfig(**{name: drawn[name] for name in names})]
+
+
+def compare(
+    judge: Judge, base: Generator, aligned: Generator, evaluation: DictConfig, guided: list[SamplingConfig]
+) -> None:
+    """The rows of one training: the base plain, at its best temperature and at its best guidance, the aligned generator
+    plain; and both `guided` as the rollouts were, since training under guidance moves what stands without it, too."""
+    found = [replace(sampling, seed=evaluation.seed) for sampling in [*base_settings(judge, base, evaluation), *guided]]
     for scale in evaluation.aligned_guidance_scales:
         sampling = SamplingConfig(guidance_scale=scale, seed=evaluation.select_seed)
-        judge.score(others["aligned"], "aligned", sampling, split="select")
-    for sampling in settings:
-        judge.score(base, "base", replace(sampling, seed=seed), split="report", grid=True)
-    for label, generator in others.items():
-        judge.score(generator, label, SamplingConfig(seed=seed), split="report", grid=True)
+        judge.score(aligned, "aligned", sampling, split="select")
+    for sampling in dict.fromkeys(found):
+        judge.score(base, "base", sampling, split="report", grid=True)
+    for sampling in [SamplingConfig(), *guided]:
+        judge.score(aligned, "aligned", replace(sampling, seed=evaluation.seed), split="report", grid=True)

@@ -343,7 +343,7 @@ class _FeedForward(nn.Module):
 class _Block(nn.Module):
     def __init__(self, config: VARConfig, drop_path: float) -> None:
         super().__init__()
-        self.drop_path = drop_path
+        self.drop_path = _DropPath(drop_path)
         if config.shared_adaln:
             self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, config.dim))
         self.attn = _Attention(config)
@@ -359,12 +359,15 @@ class _Block(nn.Module):
         else:
             parts = self.ada_lin(modulation).unflatten(-1, (1, 6, -1))
         gamma1, gamma2, scale1, scale2, shift1, shift2 = parts.unbind(2)
-        x = x + self._dropped(self.attn(_normalize(x) * (1 + scale1) + shift1, mask, kv, position) * gamma1)
-        return x + self._dropped(self.ffn(_normalize(x) * (1 + scale2) + shift2) * gamma2)
+        x = x + self.drop_path(self.attn(_normalize(x) * (1 + scale1) + shift1, mask, kv, position) * gamma1)
+        return x + self.drop_path(self.ffn(_normalize(x) * (1 + scale2) + shift2) * gamma2)
 
-    def _dropped(self, branch: Tensor) -> Tensor:
-        """Leave out the branch of some rows, in train mode (stochastic depth)."""
-        if not self.training or self.drop_path == 0:
+
+class _DropPath(nn.Dropout):
+    """Leaves out the branch of whole rows, in train mode (stochastic depth)."""
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
             return branch
-        keep = 1 - self.drop_path
+        keep = 1 - self.p
         return branch * torch.empty(len(branch), 1, 1, device=branch.device).bernoulli_(keep).div_(keep)

@@ -66,7 +66,7 @@ class Actions(RealData):
             raise ValueError(
                 "a perceptual weight without a perceptual distance; set actions.perceptual, or actions.perceptual_weight=0"
             )
-        self.action_settings = settings
+        self.settings = settings
         self.perceptual = perceptual
         self.seed = seed
 
@@ -74,7 +74,7 @@ class Actions(RealData):
         return [self._complete(batch, step) for batch in batches]
 
     def _complete(self, batch: dict[str, Any], step: Step) -> dict[str, Any]:
-        settings, policy, tokens_BL = self.action_settings, step.policy, batch["tokens"]
+        settings, policy, tokens_BL = self.settings, step.policy, batch["tokens"]
         noise_B2L, uniforms_BGL = self._random(batch["position"], tokens_BL.shape[1])
         random_BL = (noise_B2L[:, 1] * policy.vocab_size).long().to(tokens_BL.device)
         context_BL = noised_context(tokens_BL, noise_B2L[:, 0].to(tokens_BL.device), random_BL, xi=settings.noise)
@@ -105,11 +105,11 @@ class Actions(RealData):
         """Uniforms for the context [B, 2, L] and for the draws [B, G, L], a function of seed and position alone."""
         streams = [np.random.default_rng([_ACTIONS, self.seed, int(position)]) for position in position_B]
         noise = torch.from_numpy(np.stack([stream.random((2, length)) for stream in streams]))
-        groups = self.action_settings.num_generations
+        groups = self.settings.num_generations
         return noise, torch.from_numpy(np.stack([stream.random((groups, length)) for stream in streams]))
 
     def _reward(self, policy: Generator, tokens_BL: Tensor, actions_BGL: Tensor, step: Step) -> Tensor:
-        settings, groups = self.action_settings, actions_BGL.shape[1]
+        settings, groups = self.settings, actions_BGL.shape[1]
         real_BCHW = real_pixels(policy, tokens_BL, settings.batch_size)
         drawn_NCHW = real_pixels(policy, actions_BGL.flatten(0, 1), settings.batch_size)
         distance_N = torch.zeros(len(drawn_NCHW), device=drawn_NCHW.device)

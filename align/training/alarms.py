@@ -12,7 +12,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-ALARMS_FILE = "alarms.jsonl"
+from align.training.checkpoints import ALARMS_FILE
+
 WINDOW = 5  # logged steps that a trend is read from
 
 

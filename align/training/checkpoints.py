@@ -10,6 +10,7 @@ from align.files import write_text
 
 COMPLETE_FILE = "complete.json"
 METRICS_FILE = "metrics.jsonl"
+ALARMS_FILE = "alarms.jsonl"
 
 
 def mark_complete(folder: Path) -> None:
@@ -36,10 +37,11 @@ def latest_checkpoint(run: Path) -> Path | None:
     return max(whole, key=lambda folder: int(folder.name.split("-")[1]), default=None)
 
 
-def rewind_metrics(run: Path, step: int) -> None:
-    """Forget metrics logged after `step`, so that a resumed run's log reads as an unbroken one's."""
-    path = run / METRICS_FILE
-    if path.exists():
+def rewind_logs(run: Path, step: int) -> None:
+    """Forget metrics and alarms logged after `step`, so that a resumed run's logs read as an unbroken one's."""
+    for path in (run / METRICS_FILE, run / ALARMS_FILE):
+        if not path.exists():
+            continue
         lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
         write_text(path, "".join(line + "\n" for line in lines))
 

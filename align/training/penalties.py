@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from align.objectives import (
     adapt_coefficient,
@@ -15,6 +15,7 @@ from align.objectives import (
     exact_kl_penalty,
     kl_penalty,
 )
+from align.objectives.kl import ESTIMATORS
 from align.training.inputs import Term
 
 
@@ -47,6 +48,18 @@ class KLPenalty:
     minimum: float = 1e-4
     maximum: float = 10.0
     name: str = "kl"
+
+    def __post_init__(self) -> None:
+        if self.estimator not in (known := (*ESTIMATORS, "exact")):
+            raise ValueError(f"unknown kl.estimator {self.estimator!r}; known: {', '.join(known)}")
+        if self.coefficient < 0:
+            raise ValueError(f"kl.coefficient is {self.coefficient}; it must be at least 0 (0 is off)")
+        if self.target is not None and self.target <= 0:
+            raise ValueError(f"kl.target is {self.target}; it must be positive (nats per token), or null for fixed")
+        if self.estimator == "k1" and not self.importance:
+            raise ValueError(
+                "k1 in the loss has a gradient of mean zero; use kl.estimator=k2, or kl.importance=true, or kl.where=reward"
+            )
 
     def term(self, view: str) -> Term:
         view = "unfiltered" if view == "rollout" else view  # a filter gives some tokens no probability at all
@@ -90,8 +103,8 @@ class EntropyBonus:
         self.coefficient = self.base
 
     @staticmethod
-    def for_vocabulary(size: int, **settings: float) -> EntropyBonus:
-        return EntropyBonus(log_vocab=math.log(size), **settings)  # type: ignore[arg-type]
+    def for_vocabulary(size: int, **settings: Any) -> EntropyBonus:
+        return EntropyBonus(log_vocab=math.log(size), **settings)
 
     def term(self, view: str) -> Term:
         return Term(partial(entropy_bonus, coefficient=self.coefficient), {"entropy_BL": f"policy_{view}_entropy_BL"})

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from align.generators.base import evaluating
 from align.sampling import sample, score
+from align.training.rollouts import Rollouts
 from align.training.trainer import AlignTrainer
 from align.types import SamplingConfig
 
@@ -67,8 +68,8 @@ def _ranks_agree(trainer: AlignTrainer) -> str:
 def _sampler_agrees(trainer: AlignTrainer) -> str:
     """The sampler's own log-probs against teacher forcing: finds off-by-one, stale caches, wrong masks."""
     generator = trainer.generator
-    settings = getattr(trainer.source, "settings", None)
-    sampling = settings.sampling if settings is not None else SamplingConfig()
+    source = trainer.source
+    sampling = source.settings.sampling if isinstance(source, Rollouts) else SamplingConfig()
     condition = generator.encode_condition([_label(trainer, 0), _label(trainer, trainer.rows_per_step - 1)])
     rollout = sample(generator, condition, sampling)
     with evaluating(generator), trainer.accelerator.autocast():

@@ -54,7 +54,9 @@ class FrozenReference:
             raise ValueError(f"reference.sync_steps is {sync_steps}; it must be at least 1, or null for never")
         if not 0 < mixup <= 1:
             raise ValueError(f"reference.mixup is {mixup}; it must be in (0, 1]")
-        self.generator = copy.deepcopy(generator).eval().requires_grad_(False)
+        # the tokenizer is nobody's to train: one is enough
+        tokenizer = getattr(generator, "tokenizer", None)
+        self.generator = copy.deepcopy(generator, {id(tokenizer): tokenizer}).eval().requires_grad_(False)
         self.fingerprint = sha256_of_tensors(self.generator.state_dict())
         self.sync_steps = sync_steps
         self.mixup = mixup
@@ -137,9 +139,9 @@ class CachedReference:
 
     @staticmethod
     def compute(
-        generator: Generator, stream: Stream, wanted: Sequence[ModelInput], *, batch_size: int
+        generator: Generator, stream: Stream, wanted: Sequence[ModelInput], *, batch_size: int, bf16: bool = False
     ) -> CachedReference:
-        """One pass of the reference over the stream."""
+        """One pass of the reference over the stream, in the precision that the policy will train in."""
         CachedReference.check(wanted, list(stream[0]))
         reference = FrozenReference(generator)
         bar = progress_bar(total=len(stream), description="reference log-probs", unit="img")
@@ -147,7 +149,8 @@ class CachedReference:
         for batch in DataLoader(stream, batch_size=batch_size):
             batch = {name: tensor.to(generator.device) for name, tensor in batch.items()}
             given, _ = conditions(generator, batch)
-            found = reference.inputs(batch, given, wanted, Scoring())
+            with torch.autocast(generator.device.type, torch.bfloat16, enabled=bf16):
+                found = reference.inputs(batch, given, wanted, Scoring())
             columns.append(torch.stack([found[item.name] for item in wanted], dim=1).cpu())
             bar.update(len(batch["dropped"]))
         bar.close()

@@ -26,12 +26,12 @@ class StraightThrough(RealData):
     needs = Needs(("policy_real_BLV",))
 
     def __init__(self, settings: ActionSettings, perceptual: Perceptual | None, *, seed: int) -> None:
-        self.action_settings = settings
+        self.settings = settings
         self.perceptual = perceptual
         self.seed = seed
 
     def prepare(self, batches: list[dict[str, Any]], step: Step) -> list[dict[str, Any]]:
-        size = self.action_settings.batch_size
+        size = self.settings.batch_size
         return [
             {**batch, "context": batch["tokens"], "real_pixels": real_pixels(step.policy, batch["tokens"], size)}
             for batch in batches

@@ -12,16 +12,18 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import Dataset, SequentialSampler, default_collate
+from torch.utils.data import SequentialSampler, default_collate
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from align.data import PromptStream, Stream
 from align.files import read_tensors, save_tensors, write_text
 from align.generators.base import Generator
 from align.training.checkpoints import METRICS_FILE, mark_complete
 from align.training.inputs import EXCLUDED, Needs, Objective, Term, conditions, field_inputs, model_inputs
 from align.training.penalties import Penalty
 from align.training.reference import FrozenReference, Reference
+from align.training.rollouts import Rollouts
 from align.training.sources import RealData, Source, Step
 from align.types import Average
 
@@ -56,7 +58,7 @@ class AlignTrainer(Trainer):
         self,
         generator: Generator,
         objective: Objective,
-        stream: Dataset[dict[str, Any]],
+        stream: Stream | PromptStream,
         args: TrainingArguments,
         *,
         reference: Reference | None = None,
@@ -88,9 +90,9 @@ class AlignTrainer(Trainer):
             self.remove_callback(noisy)
         world = self.accelerator.num_processes
         self.rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
-        if len(stream) != self.rows_per_step * args.max_steps:  # type: ignore[arg-type]
+        if len(stream) != self.rows_per_step * args.max_steps:
             raise ValueError(
-                f"the stream has {len(stream)} samples; {args.max_steps} steps of {self.rows_per_step} rows need {self.rows_per_step * args.max_steps}"  # type: ignore[arg-type]
+                f"the stream has {len(stream)} samples; {args.max_steps} steps of {self.rows_per_step} rows need {self.rows_per_step * args.max_steps}"
             )
 
     @property
@@ -102,7 +104,7 @@ class AlignTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(self.stream)  # type: ignore[arg-type]
+        return SequentialSampler(self.stream)
 
     def _penalty_terms(self) -> list[Term]:
         return [penalty.term(self.view) for penalty in self.penalties]
@@ -192,9 +194,10 @@ class AlignTrainer(Trainer):
         Raises:
             FloatingPointError: the clip range is narrower than this noise, so that clipping would act on nothing else.
         """
-        settings = getattr(self.source, "settings", None)
-        first_update = settings is not None and self.state.global_step % settings.num_iterations == 0
-        if settings is None or not settings.on_policy or not first_update or "policy_rollout_BL" not in known:
+        if not isinstance(self.source, Rollouts) or "policy_rollout_BL" not in known:
+            return {}
+        settings = self.source.settings
+        if not settings.on_policy or self.state.global_step % settings.num_iterations:
             return {}
         policy_BL = known["policy_rollout_BL"].detach()
         excluded_BL = policy_BL <= EXCLUDED

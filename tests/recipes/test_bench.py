@@ -11,33 +11,54 @@ from recipes.bench import MARKS, make_table
 from recipes.cli import main
 
 QUICK = ["trainer.max_steps=1", "trainer.per_device_train_batch_size=2", "trainer.sample_every=0", "preflight=false"]
-SMALL = ["evaluation.num_images=70", "evaluation.guidance_scales=[]", "evaluation.temperatures=[]"]
+SMALL = ["evaluation.num_images=80", "evaluation.guidance_scales=[]", "evaluation.temperatures=[]"]
 
 
-def figure(median: float) -> dict[str, float]:
-    return {"median": median, "low": median - 1, "high": median + 1}
+def figure(*values: float) -> dict[str, object]:
+    ordered = sorted(values)
+    by_seed = {str(1001 + order): value for order, value in enumerate(values)}
+    return {"median": ordered[len(values) // 2], "low": ordered[0], "high": ordered[-1], "by_seed": by_seed}
 
 
-def arm(label: str, fid: float, **more: float) -> dict[str, object]:
-    shown = {"fid": figure(fid), "accuracy": figure(0.5), "recall": figure(0.5), "reward": figure(-1.0)}
+def arm(label: str, *fids: float, guidance: str = "off", temperature: float = 1.0) -> dict[str, object]:
     return {
         "label": label,
-        "guidance_scale": 1.0,
-        "temperature": 1.0,
+        "guidance": guidance,
+        "temperature": temperature,
+        "plain": guidance == "off" and temperature == 1.0,
         "n": 100,
         "forwards_per_image": 9,
-        **shown,
-        **more,
+        "training_seconds": None if label == "base" else 12.3,
+        "fid": figure(*fids),
+        "accuracy": figure(0.5, 0.4, 0.6),
+        "recall": figure(0.5, 0.5, 0.5),
+        "reward": figure(-1.0, -1.0, -1.0),
     }
 
 
-def test_the_table_gives_ratios_to_the_plain_base() -> None:
-    arms = [arm("base", 8.0), arm("base", 4.0, guidance_scale=1.5), arm("base", 7.0, temperature=0.8), arm("cca", 6.0)]
-    table = make_table({"toy": {"seeds": [1, 2], "arms": arms}})
-    assert "| base | 8.00 [7.00, 9.00] | 1.00 | 0.500 [-0.500, 1.500] |" in table
-    assert "| base, guidance 1.5 | 4.00 [3.00, 5.00] | 0.50 |" in table
-    assert "| base, T=0.8 | 7.00 [6.00, 8.00] | 0.88 |" in table
-    assert "| cca | 6.00 [5.00, 7.00] | 0.75 |" in table
+def test_the_table_gives_the_median_of_the_paired_ratios() -> None:
+    arms = [
+        arm("base", 10.0, 20.0, 40.0),
+        arm("base", 5.0, 5.0, 5.0, guidance="1.5 linear"),
+        arm("base", 7.0, 7.0, 7.0, temperature=0.8),
+        arm("cca", 8.0, 18.0, 10.0),  # ratios .8, .9, .25: not the ratio of the medians, .5
+    ]
+    table = make_table({"toy": {"seeds": [1, 2, 3], "arms": arms}})
+    assert "| base | 20.00 [10.00, 40.00] | 1.00 | 0.500 [0.400, 0.600] | 0.500 | -1.00 | 9 |  |" in table
+    assert "| base, guidance 1.5 linear | 5.00 | 0.25 |" in table
+    assert "| base, T=0.8 | 7.00 | 0.35 |" in table
+    assert "| cca | 10.00 [8.00, 18.00] | 0.80 |" in table
+    assert "| 12 |" in table
+
+
+def test_an_erasing_arm_has_a_table_of_its_own() -> None:
+    arms = {
+        "base": {"accuracy_erased": figure(0.8, 0.8, 0.8), "kept": arm("base", 16.6)},
+        "erase": {"accuracy_erased": figure(0.01, 0.02, 0.03), "kept": arm("erase", 18.0)},
+    }
+    table = make_table({"toy": {"seeds": [1], "arms": [], "erasure": {"class": 3, "arms": arms}}})
+    assert table.startswith("`toy`, class 3 erased:")
+    assert "| erase | 0.020 [0.010, 0.030] | 0.500 [0.400, 0.600] | 18.00 | 0.500 |" in table
 
 
 @pytest.mark.slow
@@ -47,19 +68,24 @@ def test_stages_seeds_and_files(tmp_path: Path) -> None:
     results = tmp_path / "bench.json"
     overrides = ",".join(f'"{item}"' for item in [*QUICK, *SMALL])
     arguments = [
-        *("bench", "mnist", "experiments=[sft,sft+gft]", "generators=[mnist-llamagen]", "seeds=[1]"),
+        *("bench", "mnist", "experiments=[sft,sft+gft,erase]", "generators=[mnist-llamagen,mnist-var]"),
+        *("processes=2", "seeds=[1]"),
         *(f"overrides=[{overrides}]", f"output_dir={tmp_path / 'run'}", f"results={results}", f"readme={readme}"),
     ]
     assert main(arguments) == 0
     summary = json.loads(results.read_text())
     labels = [arm["label"] for arm in summary["mnist-llamagen"]["arms"]]
     assert labels == ["base", "sft", "sft+gft"]
-    assert {arm["n"] for arm in summary["mnist-llamagen"]["arms"]} == {70}
+    assert {arm["n"] for arm in summary["mnist-llamagen"]["arms"]} == {80}
     text = readme.read_text()
     assert text.startswith("above")
     assert text.endswith("below\n")
     assert "old" not in text
     assert "| sft+gft |" in text
+    erasure = summary["mnist-llamagen"]["erasure"]
+    assert erasure["class"] == 3
+    assert [erasure["arms"][label]["kept"]["n"] for label in ("base", "erase")] == [72, 72]
+    assert "class 3 erased" in text
     run = tmp_path / "run" / "mnist-llamagen"
     assert (run / "sft-seed1" / "generator.pt").exists()
     first = {path: path.stat().st_mtime_ns for path in run.rglob("generator.pt")}
