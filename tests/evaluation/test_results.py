@@ -31,6 +31,15 @@ def row(label: str = "base", fid: float = 16.0, **changes: object) -> ResultRow:
     return replace(plain, **changes)
 
 
+def test_a_guidance_schedule_makes_an_arm_of_its_own() -> None:
+    shapes = [{}, {"guidance_schedule": "linear"}, {"guided_blocks": 3}]
+    arms = summarize([row(guidance_scale=2.0, **shape) for shape in shapes])
+    assert [arm.guidance for arm in arms] == ["2", "2 linear", "2, first 3"]
+    assert [arm.guides_evenly for arm in arms] == [True, False, False]
+    assert arms[1].settings == "guidance 2 linear, T=1"
+    assert "2 linear" in text_table(arms)
+
+
 # ---- rows on disk
 
 

@@ -109,6 +109,22 @@ def test_an_alarm_that_stops_a_run_says_how_to_go_on(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.slow
+def test_guided_rollouts_are_judged_with_their_guidance_and_without() -> None:
+    guided = ["rollout.sampling.guidance_scale=3", "rollout.sampling.guidance_schedule=linear"]
+    run("train", "experiment=mnist/grpo", "output_dir=run", *guided, *SHORT, *FEW)
+    rows = [row for row in read_results(Path("run/results.jsonl")) if row.split == "report"]
+    claims = [(row.label, row.guidance_scale, row.guidance_schedule) for row in rows if row.temperature == 1]
+    assert claims == [
+        *(("base", 1, "constant"), ("base", 2, "constant"), ("base", 3, "linear")),
+        *(("aligned", 1, "constant"), ("aligned", 3, "linear")),
+    ]
+    assert {row.samples for row in rows if row.label == "aligned"} == {
+        "samples/aligned_g1_t1_seed1001.png",
+        "samples/aligned_g3-linear_t1_seed1001.png",
+    }
+
+
+@pytest.mark.slow
 def test_a_study_compares_arms_on_paired_seeds() -> None:
     run("study", "experiment=mnist/cca", "output_dir=study", "seeds=[1,2]", *SHORT, *FEW)
     rows = [row for row in read_results(Path("study/results.jsonl")) if row.split == "report"]

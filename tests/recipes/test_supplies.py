@@ -22,7 +22,7 @@ from align.training.rollouts import Rollouts
 from align.training.sources import Betas, Fakes, Pairs, RealData
 from align.training.straight_through import StraightThrough
 from align.types import SamplingConfig
-from recipes import train
+from recipes import study, train
 from recipes.config import CONF, compose, options
 from recipes.parts import make_objective
 from recipes.supplies import (
@@ -32,6 +32,7 @@ from recipes.supplies import (
     check_recipe,
     make_penalties,
     make_supplies,
+    needs_of,
     rollout_settings,
 )
 
@@ -185,7 +186,8 @@ def test_the_weights_are_loaded_where_nothing_is_wrong(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("objective", options("objective"))
 def test_every_objective_that_is_shipped_can_be_run(objective: str) -> None:
     config = configured(objective)
-    needs = check_recipe(config)
+    check_recipe(config)
+    needs = needs_of(config)
     assert needs.names
     make_objective(config.objective)
     if needs.source not in REWARDED:
@@ -328,3 +330,11 @@ def test_pairs_are_drawn_where_no_file_is_given() -> None:
     stamp = Path(PAIRS_FILE).stat().st_mtime_ns
     make_supplies(configured("dpo", **changes), generator, Path())
     assert Path(PAIRS_FILE).stat().st_mtime_ns == stamp
+
+
+def test_a_control_is_plain() -> None:
+    config = configured("grpo", kl__coefficient=0.1, kl__where="reward", entropy__coefficient=0.01)
+    control = study._arm(config, configured("sft").objective, seed=3)
+    check_recipe(control)
+    assert (control.kl.coefficient, control.entropy.coefficient, control.seed) == (0.0, 0.0, 3)
+    assert study._arm(config, config.objective).kl.coefficient == 0.1

@@ -13,7 +13,7 @@ from training.harness import BRIGHTNESS, OBJECTIVES, logs, train
 from transformers import TrainerControl, TrainerState
 
 from align.training.alarms import ALARMS_FILE, WINDOW, Alarms
-from align.training.checkpoints import latest_checkpoint
+from align.training.checkpoints import latest_checkpoint, rewind_logs
 from align.training.penalties import KLPenalty
 from align.types import LossOutput, SamplingConfig
 from rewards.base import Reward
@@ -141,6 +141,7 @@ def test_an_alarm_ends_a_run_with_a_checkpoint_to_go_on_from(tmp_path: Path) -> 
     assert latest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoint-2"
     # and the run that goes on regardless is the one that never stopped
     train(tmp_path / "run", "sft", supplies=supplies, max_steps=6, save_steps=100, resume=True)
+    assert told(tmp_path / "run")[0]["step"] == 2
     train(tmp_path / "whole", "sft", supplies=supplies, max_steps=6, save_steps=100)
     assert logs(tmp_path / "run") == logs(tmp_path / "whole")
 
@@ -187,3 +188,10 @@ def test_a_collapse_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     settings = {"max_steps": 8, "learning_rate": 5e-2, "save_steps": 100}
     train(tmp_path, "collapse", alarms={"entropy": 0.7}, **settings)
     assert [record["alarm"] for record in told(tmp_path)] == ["entropy"]
+
+
+def test_a_resumed_run_forgets_alarms_that_it_has_yet_to_raise(tmp_path: Path) -> None:
+    lines = [{"step": step, "alarm": "kl", "message": "m"} for step in (2, 4)]
+    (tmp_path / ALARMS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 5')
+    rewind_logs(tmp_path, 3)
+    assert told(tmp_path) == lines[:1]

@@ -125,9 +125,18 @@ def test_importance_is_relative_to_the_rollouts_old_logprobs(tmp_path: Path) -> 
     assert losses[0][1] != pytest.approx(losses[1][1], rel=1e-3)
 
 
-def test_k1_alone_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="k1 in the loss has a gradient of mean zero; use estimator=k2"):
-        first_step(moved_trainer(tmp_path, "sft", KLPenalty(0.1, estimator="k1")))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"estimator": "k1"}, "k1 in the loss has a gradient of mean zero; use kl.estimator=k2"),
+        ({"estimator": "k4"}, "unknown kl.estimator 'k4'; known: k1, k2, k3, exact"),
+        ({"coefficient": -0.1}, "kl.coefficient is -0.1; it must be at least 0"),
+        ({"target": 0.0}, "kl.target is 0.0; it must be positive"),
+    ],
+)
+def test_what_no_penalty_can_be_is_refused_at_once(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KLPenalty(**{"coefficient": 0.1, **settings})
 
 
 def test_kl_on_actions_is_exact_or_refused(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_llamagen
+from conftest import tiny_llamagen, tiny_var
 from torch import Tensor
 from training.harness import (
     OBJECTIVES,
@@ -21,7 +22,7 @@ from training.harness import (
     with_visible_tokens,
 )
 
-from align.generators import LlamaGen
+from align.generators import Generator, LlamaGen
 from align.training.inputs import Scoring
 from align.training.penalties import KLPenalty
 from align.training.preflight import PreflightError, preflight
@@ -209,9 +210,15 @@ def test_a_failed_check_ends_a_run_before_its_first_step(tmp_path: Path) -> None
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_dropout_is_said_and_not_taken_for_a_gap(tmp_path: Path) -> None:
-    generator = tiny_llamagen(dropout=0.3, with_tokenizer=False)
-    found = preflight(make_trainer(tmp_path, "cca", generator=generator))
+@pytest.mark.parametrize(
+    "generator",
+    [
+        pytest.param(lambda: tiny_llamagen(dropout=0.3, with_tokenizer=False), id="dropout"),
+        pytest.param(lambda: tiny_var(drop_path=0.5), id="drop_path"),
+    ],
+)
+def test_dropout_is_said_and_not_taken_for_a_gap(tmp_path: Path, generator: Callable[[], Generator]) -> None:
+    found = preflight(make_trainer(tmp_path, "cca", generator=generator()))
     assert "dropout is on: gaps to the reference start at its noise, not at 0" in found
 
 

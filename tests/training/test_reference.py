@@ -52,6 +52,13 @@ def test_a_frozen_reference_stays_what_the_generator_was() -> None:
     assert generator.training
 
 
+def test_a_copy_shares_the_tokenizer() -> None:
+    generator = tiny_llamagen()
+    reference = FrozenReference(generator)
+    assert reference.generator.tokenizer is generator.tokenizer
+    assert reference.generator.output.weight is not generator.output.weight
+
+
 # --- moving
 
 
