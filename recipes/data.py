@@ -59,17 +59,11 @@ def make_pairs_file(overrides: list[str]) -> None:
         )
     run = Run(config, kind="data pairs", overrides=overrides, append=True)
     path.unlink(missing_ok=True)  # from here on run.json speaks of the new pairs
-    try:
+    with run.watching():
         pairs, facts = draw_pairs(generator, rewards, config)
         pairs.save(path)
         if winners is not None:
             Codes(pairs.chosen_NL, pairs.labels_N, tokenizer).save(winners)
-    except KeyboardInterrupt:
-        run.update(status="interrupted")
-        raise
-    except Exception as error:
-        run.update(status=f"failed: {error}")
-        raise
     run.update(status="finished", hashes={"policy": pairs.policy, "tokenizer": tokenizer}, **facts)
     mean, counts = facts["mean_reward"], facts["counts"]
     say(f"{counts['kept']} pairs kept, {counts['dropped']} dropped (margin {config.margin:g}): {path}")

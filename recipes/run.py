@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -70,6 +72,18 @@ class Run:
     def read(self) -> dict[str, Any]:
         path = self.folder / "run.json"
         return json.loads(path.read_text()) if path.exists() else {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """What ends the work inside is written to run.json, and goes on up."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.update(status="interrupted")
+            raise
+        except Exception as error:
+            self.update(status=f"failed: {error}")
+            raise
 
     def update(self, **facts: Any) -> None:
         """Merge facts into run.json and write it whole."""

@@ -190,14 +190,8 @@ def main(overrides: list[str]) -> None:
     check_recipe(config)
     protocol = make_protocol(config.evaluation.protocol) if config.evaluation.protocol else None
     run = Run(config, kind="train", overrides=overrides)
-    try:
+    with run.watching():
         aligned, found = align_generator(config, run.folder, resume=resume, description=config.name)
-    except KeyboardInterrupt:
-        run.update(status="interrupted")
-        raise
-    except Exception as error:
-        run.update(status=f"failed: {error}")
-        raise
     base = make_generator(config.generator)
     hashes = {label: sha256_of_tensors(g.state_dict()) for label, g in (("base", base), ("aligned", aligned))}
     run.update(

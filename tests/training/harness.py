@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import gc
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from conftest import tiny_llamagen
 from torch import Tensor
@@ -33,6 +35,7 @@ from align.objectives import (
     ste,
     va_pi,
 )
+from align.training import callbacks
 from align.training.actions import Actions, ActionSettings, Perceptual
 from align.training.credit import TokenCredit
 from align.training.fakes import FakePool
@@ -304,3 +307,19 @@ def logs(folder: Path) -> list[dict[str, float]]:
 
 def assert_same(a: Generator, b: Generator, **tolerance: float) -> None:
     torch.testing.assert_close(weights(a), weights(b), **(tolerance or {"atol": 0, "rtol": 0}))
+
+
+@contextmanager
+def killed_at(step: int) -> Iterator[None]:
+    """A training inside dies after this step, as by kill -9: nothing more is saved."""
+    original = callbacks.ProgressBar.on_step_end
+
+    def killed(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        original(self, args, state, control, **kwargs)
+        if state.global_step == step:
+            raise RuntimeError("killed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks.ProgressBar, "on_step_end", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            yield

@@ -10,11 +10,10 @@ import pytest
 import torch
 from conftest import tiny_llamagen, tiny_var
 from torch import Tensor
-from training.harness import assert_same, logs, train, weights
+from training.harness import assert_same, killed_at, logs, train, weights
 
 from align import load_generator, sample
 from align.generators import Generator
-from align.training import callbacks
 from align.training.adapters import adapters_off, add_adapters, has_adapters, merge_adapters
 from align.training.preflight import preflight
 from align.training.reference import AdapterOffReference, FrozenReference
@@ -103,23 +102,14 @@ def test_merged_adapters_leave_the_published_format(tmp_path: Path, family: str)
         assert torch.equal(tokens, sample(generator, generator.encode_condition([1, 2])).tokens_BL)
 
 
-def test_resuming_adapters_equals_never_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_adapters_equals_never_stopping(tmp_path: Path) -> None:
     def run(folder: Path, **more: Any) -> Generator:
         generator = adapted(dropout=0.2, with_tokenizer=False)
         return train(folder, "cca", generator=generator, supplies={"reference": AdapterOffReference(generator)}, **more)
 
     unbroken = run(tmp_path / "unbroken")
-    original = callbacks.ProgressBar.on_step_end
-
-    def killed(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        original(self, args, state, control, **kwargs)
-        if state.global_step == 3:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks.ProgressBar, "on_step_end", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            run(tmp_path / "broken")
+    with killed_at(3):
+        run(tmp_path / "broken")
     assert_same(unbroken, run(tmp_path / "broken", resume=True))
     assert logs(tmp_path / "unbroken") == logs(tmp_path / "broken")
 

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from training.harness import first_step, logs, make_generator, make_trainer, means, step_batches, train
+from training.harness import first_step, killed_at, logs, make_generator, make_trainer, means, step_batches, train
 
 from align.objectives import adapt_coefficient, exact_kl
-from align.training import callbacks
 from align.training.inputs import Scoring
 from align.training.penalties import EntropyBonus, KLPenalty, Penalty
 from align.training.reference import FrozenReference
@@ -174,7 +173,7 @@ def test_a_fixed_coefficient_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("logging_steps", [1, 3])
-def test_coefficients_survive_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logging_steps: int) -> None:
+def test_coefficients_survive_a_checkpoint(tmp_path: Path, logging_steps: int) -> None:
     def run(folder: Path, **more: Any) -> list[Penalty]:
         penalties: list[Penalty] = [
             KLPenalty(0.5, estimator="k2", target=1e-4),
@@ -184,17 +183,8 @@ def test_coefficients_survive_a_checkpoint(tmp_path: Path, monkeypatch: pytest.M
         return penalties
 
     whole = run(tmp_path / "unbroken")
-    original = callbacks.ProgressBar.on_step_end
-
-    def killed(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        original(self, args, state, control, **kwargs)
-        if state.global_step == 3:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks.ProgressBar, "on_step_end", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            run(tmp_path / "broken")
+    with killed_at(3):
+        run(tmp_path / "broken")
     stored = json.loads((tmp_path / "broken/checkpoint-2/align_state.json").read_text())["coefficients"]
     assert stored["kl"] != 0.5
     resumed = run(tmp_path / "broken", resume=True)

@@ -15,6 +15,7 @@ from training.harness import (
     OBJECTIVES,
     assert_same,
     darkness,
+    killed_at,
     logs,
     make_trainer,
     step_batches,
@@ -23,7 +24,6 @@ from training.harness import (
 )
 
 from align.objectives import policy_gradient
-from align.training import callbacks
 from align.training.inputs import Scoring
 from align.training.penalties import KLPenalty
 from align.training.reference import FrozenReference
@@ -101,17 +101,8 @@ def test_resuming_in_the_middle_of_a_buffer_equals_never_stopping(
         return train(folder, "grpo", supplies=supplies, save_steps=3, **changes, **more)
 
     unbroken = run(tmp_path / "unbroken")
-    original = callbacks.ProgressBar.on_step_end
-
-    def killed(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        original(self, args, state, control, **kwargs)
-        if state.global_step == 4:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks.ProgressBar, "on_step_end", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            run(tmp_path / "broken")
+    with killed_at(4):
+        run(tmp_path / "broken")
     torch.manual_seed(99)
     resumed = run(tmp_path / "broken", resume=True)
     assert_same(unbroken, resumed)

@@ -10,10 +10,9 @@ import pytest
 import torch
 from conftest import tiny_llamagen
 from torch import Tensor
-from training.harness import OBJECTIVES, assert_same, logs, make_generator, make_trainer, train, weights
+from training.harness import OBJECTIVES, assert_same, killed_at, logs, make_generator, make_trainer, train, weights
 from transformers import Trainer
 
-from align.training import callbacks
 from align.training.checkpoints import is_complete, latest_checkpoint
 from align.training.inputs import Needs
 from align.training.trainer import AlignTrainer
@@ -109,19 +108,8 @@ def test_resuming_equals_never_stopping(
         tmp_path / "unbroken", generator=tiny_llamagen(dropout=0.2, with_tokenizer=False), max_steps=6, **changes
     )
 
-    original = callbacks.ProgressBar.on_step_end
-
-    def killed(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        original(self, args, state, control, **kwargs)
-        if state.global_step == 5:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(callbacks.ProgressBar, "on_step_end", killed)
-        with pytest.raises(RuntimeError, match="killed"):
-            train(
-                tmp_path / "broken", generator=tiny_llamagen(dropout=0.2, with_tokenizer=False), max_steps=6, **changes
-            )
+    with killed_at(5):
+        train(tmp_path / "broken", generator=tiny_llamagen(dropout=0.2, with_tokenizer=False), max_steps=6, **changes)
     torch.manual_seed(99)  # what the new process would start with does not matter
     resumed = train(
         tmp_path / "broken",
