@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -210,15 +211,17 @@ class AlignTrainer(Trainer):
                 f"range log(1 + epsilon) = {math.log1p(epsilon):.3g}: clipping would act on noise alone. Raise "
                 "objective.epsilon, use trainer.precision=fp32, or rollout.num_iterations=1"
             )
-        blocks = [gap_BL[:, start:end] for start, end in self.generator.layout.spans()]
-        worst = {
+        metrics = {
             "mismatch": Average.of(gap_BL),
             "mismatch_max": Average.of(gap_BL.amax(dim=1)),
             "excluded": Average.of(excluded_BL),  # drawn within a filter, outside of it when scored
         }
-        if len(blocks) <= 16:
-            worst |= {f"mismatch/block{index}": Average.of(block) for index, block in enumerate(blocks)}
-        return worst
+        # by scale, or along a raster in eighths: a wrong position or cache shows where it begins
+        spans = list(self.generator.layout.spans())
+        for part in np.array_split(np.arange(len(spans)), min(8, len(spans))):
+            name = f"block{part[0]}" if len(part) == 1 else f"blocks{part[0]}-{part[-1]}"
+            metrics[f"mismatch/{name}"] = Average.of(gap_BL[:, spans[part[0]][0] : spans[part[-1]][1]])
+        return metrics
 
     # --- metrics
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from training.harness import (
     weights,
 )
 
+from align.generators import Generator
 from align.objectives import policy_gradient
 from align.training.inputs import Scoring
 from align.training.penalties import KLPenalty
@@ -137,10 +139,25 @@ def test_noise_above_the_clip_range_is_refused(tmp_path: Path, monkeypatch: pyte
     train(tmp_path / "one", "narrow", max_steps=1)
 
 
-def test_mismatch_is_logged_for_each_scale_of_a_next_scale_generator(tmp_path: Path) -> None:
-    train(tmp_path, "grpo", generator=tiny_var(), max_steps=1, supplies={"reference": None})
-    blocks = {name for name in logs(tmp_path)[0] if name.startswith("mismatch/")}
-    assert blocks == {"mismatch/block0", "mismatch/block1", "mismatch/block2"}
+@pytest.mark.parametrize(
+    ("generator", "parts"),
+    [
+        pytest.param(tiny_var, ["0", "1", "2"], id="by-scale"),
+        pytest.param(
+            partial(tiny_llamagen, grid=(6, 3)),
+            ["0-2", "3-5", "6-7", "8-9", "10-11", "12-13", "14-15", "16-17"],
+            id="by-position",
+        ),
+    ],
+)
+def test_mismatch_is_logged_by_scale_or_position(
+    tmp_path: Path, generator: Callable[[], Generator], parts: list[str]
+) -> None:
+    train(tmp_path, "grpo", generator=generator(), max_steps=1, supplies={"reference": None})
+    (record,) = logs(tmp_path)
+    names = [name for name in record if name.startswith("mismatch/")]
+    assert {name.removeprefix("mismatch/").strip("blocks") for name in names} == set(parts)
+    assert all(record[name] < 1e-4 for name in names)
 
 
 def test_no_mismatch_is_claimed_off_policy(tmp_path: Path) -> None:
