@@ -29,7 +29,17 @@ from evaluation.headline import (
     number,
     ratio,
 )
-from evaluation.results import METRICS, Arm, Metric, ResultRow, paired, read_results, refuse_mixed, summarize
+from evaluation.results import (
+    CLASS_ACCURACY,
+    METRICS,
+    Arm,
+    Metric,
+    ResultRow,
+    paired,
+    read_results,
+    refuse_mixed,
+    summarize,
+)
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ENLARGED_BELOW = 600  # pixels: narrower grids (digits) are shown with hard pixels, wider ones are scaled smoothly
@@ -105,6 +115,7 @@ def _context(run_dir: Path) -> dict[str, Any]:
         "metric_words": [METRIC_WORDS[column.name] for column in columns if column.name in METRIC_WORDS],
         "domain_fid": any(_is_domain_fid(row) for row in rows),
         "rows": [_row_entry(row, columns) for row in rows],
+        "by_class": _by_class(shown, names),
         "config": list(_flatten(run.get("config") or {})),
         "origin": [
             entry
@@ -147,10 +158,35 @@ def _duration(seconds: float) -> str:
 
 
 def _metric_columns(rows: Sequence[ResultRow]) -> list[Metric]:
-    """Known metrics first, then those of any other name, once for all protocols and sample counts."""
-    names = dict.fromkeys(key.partition(f"_{row.protocol}")[0] for row in rows for key in row.metrics)
+    """Known metrics first, then those of any other name, once for all protocols and sample counts. Single classes have
+    a table of their own."""
+    keys = [(key, row.protocol) for row in rows for key in row.metrics if not key.startswith(CLASS_ACCURACY)]
+    names = dict.fromkeys(key.partition(f"_{protocol}")[0] for key, protocol in keys)
     known = [metric for metric in METRICS if metric.name in names]
     return known + [Metric(name, name) for name in names if name not in {metric.name for metric in METRICS}]
+
+
+def _by_class(arms: Sequence[Arm], names: Mapping[str, str]) -> dict[str, Any] | None:
+    """Median accuracy of each class, a row an arm; None where it was not measured."""
+    keys = list(
+        dict.fromkeys(key for arm in arms for row in arm.rows for key in row.metrics if key.startswith(CLASS_ACCURACY))
+    )
+    if not keys:
+        return None
+    measured = [(arm, [arm.metric(key) for key in keys]) for arm in arms]
+    return {
+        "classes": [key.removeprefix(CLASS_ACCURACY) for key in keys],
+        "arms": [
+            {
+                "name": names.get(arm.label, arm.label),
+                "settings": arm.settings,
+                "css": arm_class(arm),
+                "values": ["" if spread is None else f"{spread.median:.3f}" for spread in spreads],
+            }
+            for arm, spreads in measured
+            if any(spreads)
+        ],
+    }
 
 
 def _arm_entry(

@@ -22,6 +22,8 @@ import numpy as np
 SPLITS = ("report", "select")
 # Two rows that differ in one of these measure different things: FID alone moves with every one of them.
 COMPARABLE = ("protocol", "n", "reference_n", "extractor_fingerprint")
+# Keys of the accuracy on one class: this and the class.
+CLASS_ACCURACY = "accuracy-class"
 # Rows that agree in these are one arm.
 ARM = ("label", "guidance_scale", "guidance_schedule", "guided_blocks", "temperature", "top_k", "top_p", "split")
 

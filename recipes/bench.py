@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from align.files import write_text
 from align.generators import Generator
 from align.types import SamplingConfig
-from evaluation.results import Arm, ResultRow, Spread, read_results, summarize
+from evaluation.results import CLASS_ACCURACY, Arm, ResultRow, Spread, read_results, summarize
 from recipes.config import compose, options, with_sections
 from recipes.evaluate import Judge, base_settings
 from recipes.parts import EXPORT_FILE, make_generator, make_protocol, make_rewards, num_classes
@@ -149,7 +149,7 @@ class _Bench:
                 self._score(part, trained, name, sampling, grid=order == 0)
         arms: dict[str, Any] = {}
         for arm, kept_arm in zip(_arms(whole.folder), _arms(kept.folder), strict=True):
-            gone = arm.metric(f"accuracy-class{erased}")
+            gone = arm.metric(f"{CLASS_ACCURACY}{erased}")
             assert gone is not None
             arms[arm.label] = {"accuracy_erased": _figure(gone), "kept": self._arm(kept_arm)}
         return {"class": erased, "arms": arms}

@@ -23,7 +23,7 @@ from align.sampling import balanced_labels, generate
 from align.types import SamplingConfig
 from evaluation.protocol import Evaluator, Protocol
 from evaluation.report import write_report
-from evaluation.results import ResultRow, append_result, summarize, text_table
+from evaluation.results import CLASS_ACCURACY, ResultRow, append_result, summarize, text_table
 from recipes.config import compose
 from recipes.parts import make_generator, make_protocol, make_sampling, num_classes
 from recipes.run import Run, say
@@ -90,7 +90,7 @@ class Judge:
             n=result.n,
             protocol=result.protocol,
             metrics=result.metrics
-            | {f"accuracy-class{label}": value for label, value in evaluator.accuracy_by_class().items()}
+            | {f"{CLASS_ACCURACY}{label}": value for label, value in evaluator.accuracy_by_class().items()}
             | ({"reward": statistics.fmean(rewards)} if rewards else {}),
             stderr=result.stderr,
             guidance_scale=sampling.guidance_scale,

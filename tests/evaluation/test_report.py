@@ -269,6 +269,15 @@ def test_less_than_a_study(tmp_path: Path, kind: str) -> None:
     assert {"train": "On one seed", "sweep": "On the selection seeds", "eval": "base, no guidance"}[kind] in text
 
 
+def test_single_classes_have_a_table_of_their_own(tmp_path: Path) -> None:
+    for seed, third in ((1, 0.8), (2, 0.6), (3, 0.7)):
+        classes = {"fid_mnist-cnn_2k": 16.0, "accuracy-class0": 0.9, "accuracy-class3": third}
+        append_result(tmp_path / "results.jsonl", row("base", 0, seed=seed, metrics=classes))
+    text = " ".join(Page(write_report(tmp_path)).text.split())
+    assert "Accuracy by class 2 arm 0 3 base no guidance, T=1 0.900 0.700" in text
+    assert text.count("accuracy-class3") == 1  # among the keys, in no other table
+
+
 def test_rows_that_do_not_compare_are_listed_but_not_compared(tmp_path: Path) -> None:
     for item in (row("base", 16.0), row("aligned", 9.0, n=1000)):
         append_result(tmp_path / "results.jsonl", item)
