@@ -33,8 +33,13 @@ def test_a_study_takes_an_experiment_too() -> None:
     assert (config.output_dir, config.objective.beta, config.seeds) == ("runs/mnist/cca-study", 0.2, [4])
 
 
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "experiment")
+
+
 @pytest.mark.parametrize(
-    "group", sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name != "experiment")
+    "group",
+    # every objective is composed by test_supplies.py, too
+    [pytest.param(name, marks=pytest.mark.slow) if name == "objective" else name for name in GROUPS],
 )
 def test_every_option_composes(group: str) -> None:
     command = "eval" if group == "sampling" else "train"
