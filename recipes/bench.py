@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from align.files import write_text
 from align.generators import Generator
 from align.types import SamplingConfig
-from evaluation.results import CLASS_ACCURACY, Arm, ResultRow, Spread, read_results, summarize
+from evaluation.results import CLASS_ACCURACY, Arm, Spread, read_results, summarize
 from recipes.config import compose, options, with_sections
 from recipes.evaluate import Judge, base_settings
 from recipes.parts import EXPORT_FILE, make_generator, make_protocol, make_rewards, num_classes
@@ -114,15 +114,16 @@ class _Bench:
             evaluation.batch_size,
             self.folder,
             make_rewards(compose("train", ["reward=classifier"]).reward),
+            reuse=True,
         )
         gains = {name: stages for name, stages in experiments.items() if _erased(stages) is None}
         settings = base_settings(judge, base, evaluation) if gains else []
         for order, seed in enumerate(self.seeds):
             sampling = SamplingConfig(seed=evaluation.seed + order)
             for setting in settings:
-                self._score(judge, base, "base", replace(setting, seed=sampling.seed), grid=order == 0)
+                judge.score(base, "base", replace(setting, seed=sampling.seed), split="report", grid=order == 0)
             for name, stages in gains.items():
-                self._score(judge, self._train(stages, seed), name, sampling, grid=order == 0)
+                judge.score(self._train(stages, seed), name, sampling, split="report", grid=order == 0)
         result: dict[str, Any] = {"seeds": self.seeds, "arms": [self._arm(arm) for arm in _arms(self.folder)]}
         for name, stages in experiments.items():
             if (erased := _erased(stages)) is not None:
@@ -145,19 +146,14 @@ class _Bench:
             sampling = SamplingConfig(seed=evaluation.seed + order)
             trained = self._train(stages, seed)
             for part in (whole, kept):
-                self._score(part, base, "base", sampling, grid=order == 0)
-                self._score(part, trained, name, sampling, grid=order == 0)
+                part.score(base, "base", sampling, split="report", grid=order == 0)
+                part.score(trained, name, sampling, split="report", grid=order == 0)
         arms: dict[str, Any] = {}
         for arm, kept_arm in zip(_arms(whole.folder), _arms(kept.folder), strict=True):
             gone = arm.metric(f"{CLASS_ACCURACY}{erased}")
             assert gone is not None
             arms[arm.label] = {"accuracy_erased": _figure(gone), "kept": self._arm(kept_arm)}
         return {"class": erased, "arms": arms}
-
-    def _score(self, judge: Judge, generator: Generator, label: str, sampling: SamplingConfig, *, grid: bool) -> None:
-        done = [row for arm in _arms(judge.folder) for row in arm.rows if _is(row, label, sampling)]
-        if not done:
-            judge.score(generator, label, sampling, split="report", grid=grid)
 
     def _train(self, stages: Stages, seed: int) -> Generator:
         """Each stage starts from the weights that the one before it exported; what another arm has trained is used."""
@@ -192,11 +188,6 @@ class _Bench:
             "training_seconds": None if seconds is None else Spread({int(k): v for k, v in seconds.items()}).median,
             **{name: _figure(spread) for name, spread in spreads.items() if spread is not None},
         }
-
-
-def _is(row: ResultRow, label: str, sampling: SamplingConfig) -> bool:
-    same = ("seed", "guidance_scale", "guidance_schedule", "temperature")
-    return row.label == label and all(getattr(row, name) == getattr(sampling, name) for name in same)
 
 
 def _arms(folder: Path) -> list[Arm]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -23,7 +24,7 @@ from align.sampling import balanced_labels, generate
 from align.types import SamplingConfig
 from evaluation.protocol import Evaluator, Protocol
 from evaluation.report import write_report
-from evaluation.results import CLASS_ACCURACY, ResultRow, append_result, summarize, text_table
+from evaluation.results import CLASS_ACCURACY, ResultRow, append_result, read_results, summarize, text_table
 from recipes.config import compose
 from recipes.parts import make_generator, make_protocol, make_sampling, num_classes
 from recipes.run import Run, say
@@ -39,6 +40,7 @@ class Judge:
 
     rewards: scored on the same images; their weighted sum is the row's metric `reward`.
     classes: that images are drawn for, evenly; all of them if None.
+    reuse: a row that `folder` holds already, of the same weights, setting, split and count, is not measured again.
     """
 
     protocol: Protocol
@@ -47,6 +49,7 @@ class Judge:
     folder: Path
     rewards: Sequence[Reward] = ()
     classes: Sequence[int] | None = None
+    reuse: bool = False
 
     def score(
         self, generator: Generator, label: str, sampling: SamplingConfig, *, split: str, grid: bool = False
@@ -55,6 +58,11 @@ class Judge:
 
         images_per_second counts sampling and decoding, not scoring.
         """
+        identity = self._identity(generator, label, sampling, split)
+        rows = read_results(self.folder / "results.jsonl") if self.reuse else []
+        for row in rows:
+            if all(getattr(row, name) == value for name, value in identity.items()):
+                return row
         classes = self.classes or range(num_classes(generator))
         labels = [classes[index] for index in balanced_labels(self.num_images, len(classes))]
         evaluator = Evaluator(self.protocol)
@@ -83,32 +91,38 @@ class Judge:
         if grid:
             samples = f"samples/{label}_{describe(sampling).replace(' ', '_')}_seed{sampling.seed}.png"
             save_grid(torch.cat(shown)[:GRID_IMAGES], self.folder / samples, columns=GRID_COLUMNS)
-        guided = sampling.guidance_scale != 1.0  # a schedule of nothing makes no arm of its own
         row = ResultRow(
-            label=label,
-            seed=sampling.seed,
-            n=result.n,
-            protocol=result.protocol,
+            **identity,
             metrics=result.metrics
             | {f"{CLASS_ACCURACY}{label}": value for label, value in evaluator.accuracy_by_class().items()}
             | ({"reward": statistics.fmean(rewards)} if rewards else {}),
             stderr=result.stderr,
-            guidance_scale=sampling.guidance_scale,
-            guidance_schedule=sampling.guidance_schedule if guided else "constant",
-            guided_blocks=sampling.guided_blocks if guided else None,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            split=split,
             reference_n=result.reference_n,
             extractor_fingerprint=result.extractor_fingerprint,
-            checkpoint=sha256_of_tensors(generator.state_dict())[:16],
             forwards_per_image=forwards,
             images_per_second=round(self.num_images / seconds, 1),
             samples=samples,
         )
         append_result(self.folder / "results.jsonl", row)
         return row
+
+    def _identity(self, generator: Generator, label: str, sampling: SamplingConfig, split: str) -> dict[str, Any]:
+        """The fields of a row that say what it measures."""
+        guided = sampling.guidance_scale != 1.0  # a schedule of nothing makes no arm of its own
+        return {
+            "label": label,
+            "split": split,
+            "n": self.num_images,
+            "protocol": self.protocol.name,
+            "checkpoint": sha256_of_tensors(generator.state_dict())[:16],
+            "seed": sampling.seed,
+            "guidance_scale": sampling.guidance_scale,
+            "guidance_schedule": sampling.guidance_schedule if guided else "constant",
+            "guided_blocks": sampling.guided_blocks if guided else None,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+        }
 
 
 def describe(sampling: SamplingConfig) -> str:

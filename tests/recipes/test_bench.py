@@ -89,9 +89,11 @@ def test_stages_seeds_and_files(tmp_path: Path) -> None:
     run = tmp_path / "run" / "mnist-llamagen"
     assert (run / "sft-seed1" / "generator.pt").exists()
     first = {path: path.stat().st_mtime_ns for path in run.rglob("generator.pt")}
-    # everything is there: resuming trains nothing again
+    # everything is there: resuming trains nothing again, and measures nothing again
+    rows = {path: path.read_text() for path in run.rglob("results.jsonl")}
     assert main([*arguments, "resume=auto"]) == 0
     assert {path: path.stat().st_mtime_ns for path in run.rglob("generator.pt")} == first
+    assert {path: path.read_text() for path in run.rglob("results.jsonl")} == rows
 
 
 @pytest.mark.parametrize(
