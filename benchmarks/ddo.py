@@ -1,6 +1,6 @@
 """What DDO gains over plain fine-tuning on the shipped digits, and what stands in its way: measured in one run.
 
-    python benchmarks/ddo.py --results benchmarks/results/ddo.json      (40 minutes on one core)
+    python benchmarks/ddo.py --results benchmarks/results/ddo.json      (half an hour on one core)
 
 DDO (arXiv 2503.01103) asks the log-ratio of policy to reference to tell real images from samples of the reference. Where
 policy and reference are the same, as they are when training starts, half of its gradient is that of the likelihood of
