@@ -38,7 +38,10 @@ OBJECTIVES = {
     "erasure": ["data.negative_label=3"],
 }
 STEPS = [
-    *("trainer.max_steps=20", "trainer.per_device_train_batch_size=8", "trainer.learning_rate=1e-4", "seed=5"),
+    # not Adam: its first steps are the signs of gradients, which rounding turns over where they are almost zero; the next
+    # rollouts are then others on another machine, or with another number of threads
+    *("trainer.optim=sgd", "trainer.learning_rate=0.05"),
+    *("trainer.max_steps=20", "trainer.per_device_train_batch_size=8", "seed=5"),
     *("trainer.logging_steps=5", "trainer.sample_every=0", "trainer.save_steps=20", "trainer.report_to=[]"),
     *("evaluation=none", "preflight=false"),
 ]
