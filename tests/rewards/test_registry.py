@@ -113,7 +113,7 @@ def test_an_unknown_name_is_answered_with_what_is_known(name: str, message: str)
             {"scal": 2},
             r"cannot be called .*got an unexpected keyword argument 'scal'; it takes \(images, cond",
         ),
-        (":needs", {}, r"missing a required argument: 'weights'"),
+        (":needs", {}, r"missing a required (keyword-only )?argument: 'weights'"),
     ],
 )
 def test_a_file_without_that_function_is_refused(
