@@ -60,7 +60,15 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    _leave_group()
     return 0
+
+
+def _leave_group() -> None:
+    """Of processes that trained together; left to the interpreter's end, gloo's threads now and then abort the process."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _help(command: str, words: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
 from training.harness import BRIGHTNESS, OBJECTIVES, SETTINGS, darkness, make_generator, make_supplies
 
 from align.training.penalties import KLPenalty
@@ -49,3 +50,7 @@ if __name__ == "__main__":
     parent, micro_batch, world, resume, *objectives = sys.argv[1:]
     for objective in objectives:
         main(Path(parent, objective), objective, int(micro_batch), int(world), resume=resume == "resume")
+    # left to the interpreter's end, gloo's threads now and then abort the process
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
