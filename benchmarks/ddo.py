@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from align.data.mnist import load_mnist
 from align.files import write_text
-from align.generators import Generator
+from align.generators import Generator, LlamaGen
 from align.objectives.logprobs import token_logprobs
 from align.sampling import sample
 from align.types import SamplingConfig
@@ -81,7 +81,7 @@ def main() -> None:
     arguments = parser.parse_args()
     earlier = arguments.results is not None and arguments.results.exists()
     found: dict[str, Any] = json.loads(arguments.results.read_text()) if earlier else {}
-    found |= {"device": describe_device(), "seeds": list(SEEDS)}
+    found |= {"command": "python benchmarks/ddo.py", "device": describe_device(), "seeds": list(SEEDS)}
     with tempfile.TemporaryDirectory() as name:
         for base in arguments.bases:
             found[base] = measure(Path(name) / base, base, ARMS[base], arguments.images, arguments.steps)
@@ -127,7 +127,8 @@ def under_fitted(folder: Path, quick: list[str]) -> Path:
     """The shipped architecture and tokenizer, the generator trained from nothing for a quarter of the shipped one's steps."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = make_generator(compose("train", []).generator)
-    generator.initialize(torch.Generator().manual_seed(0))  # type: ignore[operator]
+    assert isinstance(generator, LlamaGen)
+    generator.initialize(torch.Generator().manual_seed(0))
     generator.save_published(folder / "untrained.pt")
     config = compose(
         "train",

@@ -119,7 +119,10 @@ def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def with_sections(config: DictConfig, **sections: Any) -> DictConfig:
     """A copy with whole sections replaced, not merged."""
-    return OmegaConf.create({**OmegaConf.to_container(config), **sections})  # type: ignore[dict-item]
+    result = config.copy()
+    for name, section in sections.items():
+        result[name] = section
+    return result
 
 
 def options(group: str) -> list[str]:
