@@ -73,10 +73,10 @@ def _leave_group() -> None:
 
 def _help(command: str, words: list[str]) -> int:
     folder = Path(__file__).parent / "conf"
-    module = Path(__file__).parent / f"{COMMANDS[command][0].split('.')[1]}.py"
-    # `align data pairs`: a word after the command chooses among its several configurations
+    # `align data pairs`: a word after the command chooses among its several modules and configurations
     parts = sorted(path.stem.removeprefix(f"{command}_") for path in folder.glob(f"{command}_*.yaml"))
     part = next((word for word in words if word in parts), None)
+    module = Path(__file__).parent / f"{f'{command}_{part}' if part else COMMANDS[command][0].split('.')[1]}.py"
     import ast
 
     chosen = part or (f"{{{','.join(parts)}}}" if parts else "")

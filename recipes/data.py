@@ -1,154 +1,18 @@
 """Make training data.
 
-align data pairs: draw num_generations images of each of num_prompts conditions, score them, and keep the best and the
-worst of each condition as a preference pair, if their rewards differ enough. output_dir/pairs.safetensors holds the
-pairs as tokens, output_dir/run.json says how they were made.
+align data pairs: preference pairs of the generator's own images, the best and the worst of each condition by a reward.
 For example: align data pairs num_prompts=2000 margin=1.0 winners=runs/pairs/winners.safetensors
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+import importlib
 
-import torch
-from omegaconf import DictConfig
-from torch import Tensor
-
-from align.data import Codes, PreferencePairs
-from align.data.pairs import PickedPairs, best_and_worst, total_rewards
-from align.files import sha256_of_tensors
-from align.generators import Generator
-from align.progress import progress_bar
-from align.sampling import balanced_labels, generate
-from recipes.config import compose
-from recipes.parts import make_generator, make_rewards, make_sampling, num_classes, tokenizer_hash
-from recipes.run import Run, say
-from rewards.base import Reward, score_rewards
-
-PAIRS_FILE = "pairs.safetensors"
+KINDS = ("pairs",)  # each is a module recipes.data_KIND with main(overrides), and a configuration conf/data_KIND.yaml
 
 
 def main(arguments: list[str]) -> None:
-    kinds = {"pairs": make_pairs_file}
-    if not arguments or arguments[0] not in kinds:
+    if not arguments or arguments[0] not in KINDS:
         problem = f"unknown kind of data {arguments[0]!r}" if arguments else "which kind of data?"
-        raise ValueError(f"{problem}; known: {', '.join(kinds)}. For example: align data pairs num_prompts=100")
-    kinds[arguments[0]](arguments[1:])
-
-
-def make_pairs_file(overrides: list[str]) -> None:
-    """The command `align data pairs`."""
-    config = compose("data_pairs", overrides)
-    path, winners = Path(config.output_dir) / PAIRS_FILE, Path(config.winners) if config.winners else None
-    for output in filter(None, (path, winners)):
-        if output.exists() and not config.overwrite:
-            raise ValueError(f"{output} exists already; add overwrite=true to replace it, or write elsewhere")
-    if config.num_prompts < 1:
-        raise ValueError(f"num_prompts is {config.num_prompts}; it must be at least 1")
-    rewards = make_rewards(config.reward)
-    if not any(reward.weight for reward in rewards):
-        raise ValueError(
-            "preference pairs need a reward of a weight other than 0; choose reward=classifier, or name yours: reward.rewards"
-        )
-    generator = make_generator(config.generator)
-    tokenizer = tokenizer_hash(generator)
-    if tokenizer is None:
-        raise ValueError(
-            "rewards look at images, and this generator has no tokenizer to make them with; set generator.tokenizer_checkpoint"
-        )
-    run = Run(config, kind="data pairs", overrides=overrides, append=True)
-    path.unlink(missing_ok=True)  # from here on run.json speaks of the new pairs
-    with run.watching():
-        pairs, facts = draw_pairs(generator, rewards, config)
-        pairs.save(path)
-        if winners is not None:
-            Codes(pairs.chosen_NL, pairs.labels_N, tokenizer).save(winners)
-    run.update(status="finished", hashes={"policy": pairs.policy, "tokenizer": tokenizer}, **facts)
-    mean, counts = facts["mean_reward"], facts["counts"]
-    say(f"{counts['kept']} pairs kept, {counts['dropped']} dropped (margin {config.margin:g}): {path}")
-    say(f"mean reward: chosen {mean['chosen']:.3g}, rejected {mean['rejected']:.3g}, all images {mean['all']:.3g}")
-
-
-def draw_pairs(
-    generator: Generator, rewards: list[Reward], config: DictConfig
-) -> tuple[PreferencePairs, dict[str, Any]]:
-    """Sample, decode, score and pick; the pairs, and what run.json says of them.
-
-    Args:
-        config: num_prompts, num_generations, margin, batch_size, sampling and reward.timeout, as in data_pairs.yaml.
-
-    Raises:
-        ValueError: no pair was kept, a setting is out of range, a reward failed, or the generator has no tokenizer.
-    """
-    tokenizer = tokenizer_hash(generator)
-    if tokenizer is None:
-        raise ValueError(
-            "rewards look at images, and this generator has no tokenizer to make them with; set generator.tokenizer_checkpoint"
-        )
-    size = config.num_generations
-    # an empty selection checks the settings, before minutes of sampling
-    best_and_worst(torch.empty(0, 1), torch.empty(0), torch.empty(0), num_generations=size, margin=config.margin)
-    prompts = balanced_labels(config.num_prompts, num_classes(generator))
-    labels = [label for label in prompts for _ in range(size)]
-    tokens, values = [], []
-    seconds = torch.zeros(len(rewards))
-    bar = progress_bar(total=len(labels), description="rollouts", unit="img")
-    for rollout in generate(generator, labels, make_sampling(config.sampling), batch_size=config.batch_size):
-        rows = [{"label": labels[index]} for index in rollout.index_B.tolist()]
-        scores = score_rewards(rewards, generator.decode(rollout.tokens_BL), rows, timeout=config.reward.timeout)
-        tokens.append(rollout.tokens_BL.cpu())
-        values.append(scores.values_NR)
-        seconds += torch.tensor(scores.seconds)
-        bar.update(len(rows))
-    bar.close()
-    values_NR = torch.cat(values)
-    total_N = total_rewards(values_NR, [reward.weight for reward in rewards], num_generations=size)
-    picked = best_and_worst(
-        torch.cat(tokens), total_N, torch.tensor(labels), num_generations=size, margin=config.margin
-    )
-    if picked.kept == 0:
-        raise ValueError(_why_none(picked, total_N, config.margin))
-    facts = {
-        "counts": {"images": len(labels), "kept": picked.kept, "dropped": picked.dropped},
-        "mean_reward": {
-            "chosen": picked.chosen_reward_P.mean().item(),
-            "rejected": picked.rejected_reward_P.mean().item(),
-            "all": total_N.nanmean().item(),
-        },
-        "rewards": {
-            reward.name: {**_summary(values_NR[:, index]), "weight": reward.weight, "seconds": seconds[index].item()}
-            for index, reward in enumerate(rewards)
-        },
-    }
-    pairs = PreferencePairs(
-        chosen_NL=picked.chosen_PL,
-        rejected_NL=picked.rejected_PL,
-        labels_N=picked.labels_P,
-        chosen_reward_N=picked.chosen_reward_P,
-        rejected_reward_N=picked.rejected_reward_P,
-        tokenizer=tokenizer,
-        policy=sha256_of_tensors(generator.state_dict()),
-    )
-    return pairs, facts
-
-
-def _summary(values_N: Tensor) -> dict[str, float | int | None]:
-    applicable = values_N[~values_N.isnan()]
-    return {
-        "mean": applicable.mean().item() if len(applicable) else None,
-        "std": applicable.std().item() if len(applicable) > 1 else None,
-        "not_applicable": len(values_N) - len(applicable),
-    }
-
-
-def _why_none(picked: PickedPairs, total_N: Tensor, margin: float) -> str:
-    known = total_N[~total_N.isnan()]
-    spread = picked.spread_M[~picked.spread_M.isnan()]
-    if not len(spread):
-        return f"no pair was kept: of {len(total_N)} images the rewards apply to {len(known)}, never to two of one condition; choose another reward"
-    return (
-        f"no pair was kept: within a condition the best and the worst reward differ by {spread.max():.3g} at most, and margin is {margin:g} "
-        f"(all {len(known)} rewards: mean {known.mean():.3g}, from {known.min():.3g} to {known.max():.3g}). "
-        "Lower the margin, or draw more varied images: num_generations, sampling.temperature"
-    )
+        raise ValueError(f"{problem}; known: {', '.join(KINDS)}. For example: align data pairs num_prompts=100")
+    importlib.import_module(f"recipes.data_{arguments[0]}").main(arguments[1:])

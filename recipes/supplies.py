@@ -24,7 +24,7 @@ from align.training.rollouts import Rollouts, RolloutSettings
 from align.training.sources import Betas, Fakes, Pairs, RealData, Source
 from align.training.straight_through import StraightThrough
 from align.types import SamplingConfig
-from recipes.data import draw_pairs
+from recipes.data_pairs import draw_pairs
 from recipes.parts import make_codes, make_objective, make_pairs, make_rewards, num_classes, use_bf16, zoo_file
 from recipes.rounds import check_rounds
 from rewards.perceptual import load_distance
