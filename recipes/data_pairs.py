@@ -1,4 +1,4 @@
-"""`align data pairs`: draw num_generations images of each of num_prompts conditions, score them, and keep the best and the
+"""align data pairs: draw num_generations images of each of num_prompts conditions, score them, and keep the best and the
 worst of each condition as a preference pair, if their rewards differ enough. output_dir/pairs.safetensors holds the
 pairs as tokens, output_dir/run.json says how they were made.
 For example: align data pairs num_prompts=2000 margin=1.0 winners=runs/pairs/winners.safetensors

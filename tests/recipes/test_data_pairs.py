@@ -245,6 +245,6 @@ def test_help_comes_without_torch(words: list[str], usage: str, setting: str | N
     code = f"import sys; from recipes.cli import main; main({words!r}); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0] == usage
-    assert "align data pairs: draw num_generations images" in done.stdout
+    assert "align data pairs: " in done.stdout
     if setting is not None:
         assert setting in done.stdout
