@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from align.files import TensorFile, read_tensors, save_tensors
-from align.generators import BETA_PREFIX, VAR, Generator, LlamaGen, LlamaGenConfig, VARConfig
+from align.generators import BETA_PREFIX, VAR, Generator, LlamaGen, LlamaGenConfig, LlamaGenT2I, VARConfig
+from align.generators.published import describe
+from align.tensor_files import TensorFile, read_tensors, save_tensors
 from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
 
 Tokenizer = VQTokenizer | MultiscaleVQTokenizer
@@ -22,20 +24,32 @@ Tokenizer = VQTokenizer | MultiscaleVQTokenizer
 class _Family:
     """How the files of a family become a generator."""
 
-    generator: type[LlamaGen] | type[VAR]
+    generator: type[LlamaGen] | type[LlamaGenT2I] | type[VAR]
     sizes: type[LlamaGenConfig] | type[VARConfig]
     tokenizer: type[Tokenizer]
+    sign: str  # a tensor that the family's files have, and no others
     keywords: str  # what shapes cannot tell, and dropouts
-    # in some published files; recomputed, so the value is ignored but the presence is remembered
+    # in some published files; recomputed, so the value is ignored but written back
     extras: tuple[str, ...] = ()
 
 
+_LLAMAGEN = "grid=, num_heads= and dropout="
 _FAMILIES = {
-    "llamagen": _Family(LlamaGen, LlamaGenConfig, VQTokenizer, "grid=, num_heads= and dropout=", ("freqs_cis",)),
-    "var": _Family(VAR, VARConfig, MultiscaleVQTokenizer, "patch_nums=, num_heads=, dropout= and drop_path="),
+    "llamagen": _Family(
+        LlamaGen, LlamaGenConfig, VQTokenizer, "cls_embedding.embedding_table.weight", _LLAMAGEN, ("freqs_cis",)
+    ),
+    "llamagen-t2i": _Family(
+        LlamaGenT2I, LlamaGenConfig, VQTokenizer, "cls_embedding.uncond_embedding", _LLAMAGEN, ("freqs_cis",)
+    ),
+    "var": _Family(
+        VAR, VARConfig, MultiscaleVQTokenizer, "pos_1LC", "patch_nums=, num_heads=, dropout= and drop_path="
+    ),
 }
 FAMILIES = tuple(_FAMILIES)
 ZOO = Path(__file__).parent / "zoo"
+# the published names of LlamaGen's generators, which end in the image size; the tokenizer makes 16 pixels one token
+_LLAMAGEN_NAME = re.compile(r"(c2i_(B|L|XL|XXL|3B)|t2i_XL_stage[12])_(256|384|512)")
+_PIXELS_PER_TOKEN = 16
 
 
 def zoo_entries() -> dict[str, Path]:
@@ -64,16 +78,22 @@ def load_generator(
     tokenizer_checkpoint: Path | str | None = None,
     *,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
     **config: Any,
 ) -> Generator:
-    """Load a generator, in float32 and eval mode.
+    """Load a generator, in eval mode.
+
+    Weights stay mapped to their file until they are changed or converted, and take no memory before they are used.
 
     Args:
-        name: a zoo entry (`mnist-llamagen`, `mnist-var`), the folder of one, or a family (`llamagen`, `var`).
-        checkpoint: generator weights in the published format; required for a family, and for a zoo entry the weights
-            to use instead of the shipped ones (an aligned checkpoint).
+        name: a zoo entry (`mnist-llamagen`, `mnist-var`), the folder of one, or a family (`llamagen`, `llamagen-t2i`,
+            `var`).
+        checkpoint: generator weights in the published format, a file or a folder; required for a family, and for a zoo
+            entry the weights to use instead of the shipped ones (an aligned checkpoint).
         tokenizer_checkpoint: tokenizer weights; without them a LlamaGen handles tokens but no pixels, and a VAR can only
             be saved again (it reads tokens through its tokenizer).
+        dtype: of the weights; None is the file's own, or float32 where it has several. Train in float32: in bfloat16
+            small updates round away. The tokenizer is always in float32.
         config: what a file may not tell: `grid=(rows, columns)` of a LlamaGen, `patch_nums=(1, 2, ...)` of a VAR,
             `num_heads=`; `dropout=` for training, and a VAR's `drop_path=`.
 
@@ -98,7 +118,8 @@ def load_generator(
         raise ValueError(
             f"unknown generator {name!r}; known zoo entries: {', '.join(zoo_entries()) or 'none'}; families: {', '.join(FAMILIES)}. Try: align zoo"
         )
-    return _load(_FAMILIES[family], read_tensors(Path(checkpoint)), tokenizer_checkpoint, config).to(device).eval()
+    generator = _load(family, read_tensors(Path(checkpoint)), tokenizer_checkpoint, dtype, config)
+    return generator.to(device).eval()
 
 
 def load_tokenizer(path: Path | str, *, patch_nums: Sequence[int] | None = None) -> Tokenizer:
@@ -113,17 +134,18 @@ def load_tokenizer(path: Path | str, *, patch_nums: Sequence[int] | None = None)
     file = read_tensors(Path(path))
     tokenizer: Tokenizer
     try:
-        if "encoder.down.0.block.0.conv1.weight" in file.tensors:
-            tokenizer = MultiscaleVQTokenizer(MultiscaleVQConfig.infer(file.tensors, patch_nums=patch_nums))
-        else:
-            tokenizer = VQTokenizer(VQConfig.infer(file.tensors))
+        with torch.device("meta"):
+            if "encoder.down.0.block.0.conv1.weight" in file.tensors:
+                tokenizer = MultiscaleVQTokenizer(MultiscaleVQConfig.infer(file.tensors, patch_nums=patch_nums))
+            else:
+                tokenizer = VQTokenizer(VQConfig.infer(file.tensors))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     # usage statistics: some exports leave them out, and VAR's are of the scales that the tokenizer was trained with
     statistics = {"quantize.codebook_used", "quantize.ema_vocab_hit_SV"}
     state = tokenizer.state_dict()
     foreign = {n for n in statistics if n in state and n in file.tensors and file.tensors[n].shape != state[n].shape}
-    _fill(tokenizer, file, optional=statistics, ignored=foreign)
+    fill(tokenizer, file, torch.float32, optional=statistics, ignored=foreign)
     return tokenizer.eval()
 
 
@@ -133,30 +155,60 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path, dtype: torch.dtype = torch.
     save_tensors(path, {name: tensor.to(dtype) for name, tensor in tokenizer.state_dict().items()}, wrapper)
 
 
-def _load(
-    family: _Family, file: TensorFile, tokenizer_checkpoint: Path | str | None, config: Mapping[str, Any]
-) -> LlamaGen | VAR:
+def infer_sizes(family: str, file: TensorFile, config: Mapping[str, Any]) -> LlamaGenConfig | VARConfig:
+    """A generator's sizes as its file tells them, or its settings, or its published name.
+
+    Raises:
+        ValueError: another family's file, or what is needed and not told.
+    """
+    kind = _FAMILIES[family]
+    if kind.sign not in file.tensors:
+        raise ValueError(f"{file.path}: this is not a {kind.generator.__name__} generator; {describe(file.tensors)}")
+    settings = dict(config)
+    if kind.sizes is LlamaGenConfig and settings.get("grid") is None and "freqs_cis" not in file.tensors:
+        settings["grid"] = told_grid(file)
     try:
-        sizes = family.sizes.infer(file.tensors, **config)
+        return kind.sizes.infer(file.tensors, **settings)
     except ValueError as error:
         raise ValueError(f"{file.path}: {error}") from error
     except TypeError as error:
-        raise ValueError(f"a {family.generator.__name__} takes {family.keywords}; got {sorted(config)}") from error
+        raise ValueError(f"a {kind.generator.__name__} takes {kind.keywords}; got {sorted(config)}") from error
+
+
+def told_grid(file: TensorFile) -> tuple[int, int] | None:
+    """The token grid of a LlamaGen file, from the settings of the training that wrote it or from its published name."""
+    arguments = file.arguments
+    if "image_size" in arguments:
+        side = int(arguments["image_size"]) // int(arguments.get("downsample_size", _PIXELS_PER_TOKEN))
+        return side, side
+    published = _LLAMAGEN_NAME.fullmatch(file.path.stem)
+    return None if published is None else (int(published[3]) // _PIXELS_PER_TOKEN,) * 2
+
+
+def empty_generator(family: str, sizes: LlamaGenConfig | VARConfig) -> LlamaGen | LlamaGenT2I | VAR:
+    """A generator on the meta device: names and shapes, no numbers."""
+    with torch.device("meta"):
+        return _FAMILIES[family].generator(sizes)  # type: ignore[arg-type]
+
+
+def _load(
+    name: str,
+    file: TensorFile,
+    tokenizer_checkpoint: Path | str | None,
+    dtype: torch.dtype | None,
+    config: Mapping[str, Any],
+) -> LlamaGen | LlamaGenT2I | VAR:
+    family, sizes = _FAMILIES[name], infer_sizes(name, file, config)
     tokenizer = None
     if tokenizer_checkpoint is not None:
         tokenizer = load_tokenizer(tokenizer_checkpoint, patch_nums=getattr(sizes, "patch_nums", None))
         _check_together(family, file, sizes, tokenizer)
-    with torch.device("meta"):
-        generator = family.generator(sizes)  # type: ignore[arg-type]
-    generator.to_empty(device="cpu")
-    if any(name.startswith(BETA_PREFIX) for name in file.tensors):
+    generator = empty_generator(name, sizes)
+    if any(key.startswith(BETA_PREFIX) for key in file.tensors):
         generator.add_beta_embedding(sampling_beta=1.0)  # the file's own value is filled in below
     generator.attach(tokenizer)  # type: ignore[arg-type]
-    extras = {name: file.tensors[name].clone() for name in family.extras if name in file.tensors}
-    _fill(generator, file, ignored=set(extras))
-    generator.published_wrapper = file.wrapper
-    generator.published_dtypes = {name: tensor.dtype for name, tensor in file.tensors.items()}
-    generator.published_extras = extras
+    fill(generator, file, dtype or file.dtype or torch.float32, ignored=family.extras)
+    generator.file = file
     return generator
 
 
@@ -175,16 +227,37 @@ def _check_together(family: _Family, file: TensorFile, sizes: LlamaGenConfig | V
         )
 
 
-def _fill(
-    module: nn.Module, file: TensorFile, *, optional: Collection[str] = (), ignored: Collection[str] = ()
+def fill(
+    module: nn.Module,
+    file: TensorFile,
+    dtype: torch.dtype,
+    *,
+    optional: Collection[str] = (),
+    ignored: Collection[str] = (),
 ) -> None:
-    """Copy tensors into a module of the same names and shapes, whatever their dtype."""
+    """Give a module on the meta device a file's tensors of the same names and shapes, uncopied where dtypes agree.
+
+    Args:
+        dtype: that floating-point tensors are wanted in.
+        optional: may be missing, and are then zeros.
+        ignored: names in the file that are none of the module's.
+
+    Raises:
+        ValueError: what is missing, unexpected or mis-shaped.
+    """
     state = module.state_dict()
     taken = {name: tensor for name, tensor in file.tensors.items() if name not in ignored}
     problems = key_report(state, taken, optional)
     if problems:
         raise ValueError(f"{file.path} does not fit a {type(module).__name__}: {problems}")
-    module.load_state_dict({name: taken.get(name, tensor).to(tensor.dtype) for name, tensor in state.items()})
+    values = {}
+    for name, expected in state.items():
+        wanted = dtype if expected.is_floating_point() else expected.dtype
+        if name in taken:
+            values[name] = taken[name].to(wanted).contiguous()
+        else:
+            values[name] = torch.zeros(expected.shape, dtype=wanted)
+    module.load_state_dict(values, assign=True)
 
 
 def key_report(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], optional: Collection[str]) -> str:

@@ -15,8 +15,9 @@ from conftest import tiny_llamagen
 
 from align import load_generator
 from align.checkpoints import load_tokenizer, save_tokenizer
-from align.files import read_tensors, save_tensors, write_atomically, write_text
+from align.files import write_atomically, write_text
 from align.generators import LlamaGen
+from align.tensor_files import read_tensors, save_tensors
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_a_tokenizer_of_another_codebook_is_refused(checkpoint: Path, tmp_path: 
 def test_unknown_names_and_paths_say_what_is_known() -> None:
     with pytest.raises(
         ValueError,
-        match=r"unknown generator 'mnist-lamagen'; known zoo entries: mnist-llamagen, mnist-var; families: llamagen, var",
+        match=r"unknown generator 'mnist-lamagen'; known zoo entries: mnist-llamagen, mnist-var; families: llamagen, llamagen-t2i, var",
     ):
         load_generator("mnist-lamagen")
     with pytest.raises(ValueError, match="pass checkpoint="):
@@ -143,7 +144,7 @@ def test_a_full_disk_while_saving_weights(checkpoint: Path) -> None:
     script = f"""
 import resource, signal
 from pathlib import Path
-from align.files import save_tensors, read_tensors
+from align.tensor_files import save_tensors, read_tensors
 tensors = read_tensors(Path({str(checkpoint)!r})).tensors
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))

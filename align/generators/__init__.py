@@ -3,6 +3,7 @@
 from align.generators.base import Generator, TokenLayout, evaluating
 from align.generators.beta import PREFIX as BETA_PREFIX
 from align.generators.llamagen import LlamaGen, LlamaGenConfig
+from align.generators.llamagen_t2i import LlamaGenT2I
 from align.generators.published import PublishedGenerator
 from align.generators.var import VAR, VARConfig
 
@@ -12,6 +13,7 @@ __all__ = [
     "Generator",
     "LlamaGen",
     "LlamaGenConfig",
+    "LlamaGenT2I",
     "PublishedGenerator",
     "TokenLayout",
     "VARConfig",

@@ -109,6 +109,10 @@ class Generator(nn.Module, ABC):
     def save_published(self, path: Path | str) -> None:
         """Write the weights in the format that the original authors' code reads."""
 
+    def companions(self) -> list[Any]:
+        """What copies of the generator share: frozen networks beside it, the file it came from."""
+        return []
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device

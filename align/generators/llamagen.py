@@ -1,13 +1,16 @@
-"""LlamaGen's class-conditional GPT (Sun et al. 2024, arXiv 2406.06525), at any size, in its published file format.
+"""LlamaGen's GPT (Sun et al. 2024, arXiv 2406.06525), at any size, in its published file format.
 
-A Llama-like decoder over [class, token 0, ..., token L-2] whose L outputs predict the L tokens of an image in raster
-order. Two things are easy to get wrong: the rotary table is all zeros (not the identity) at the condition's position,
-so that the class token is attended to uniformly; and position cls + t carries the angles of grid cell t while it
-predicts token t + 1.
+A Llama-like decoder over [condition, token 0, ..., token L-2] whose last L outputs predict the L tokens of an image in
+raster order. Two things are easy to get wrong: the rotary table is all zeros (not the identity) at the condition's
+positions, so that a condition token is attended to uniformly; and position T + t, after T condition tokens, carries the
+angles of grid cell t while it predicts token t + 1. What is here serves both kinds of condition; `LlamaGen` is the
+class-conditional one, with T = 1, and `llamagen_t2i` has the captions.
 """
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from align.generators.base import TokenLayout
+from align.generators.labels import ClassConditional
 from align.generators.published import PublishedGenerator, describe
 from align.tokenizers import VQTokenizer
 from align.types import Condition
@@ -28,8 +32,10 @@ ROPE_BASE = 10000.0
 
 @dataclass(frozen=True)
 class LlamaGenConfig:
-    """Sizes of a class-conditional LlamaGen. `grid` is (rows, columns) of tokens; `num_classes` leaves out the null class.
+    """Sizes of a LlamaGen. `grid` is (rows, columns) of tokens.
 
+    num_classes: of a class-conditional one, without the null class; 0 for captions.
+    caption_tokens, caption_dim: of a text-to-image one, how many text features of which width it reads; 0 for classes.
     dropout acts on embeddings, attention output and feed-forward output, in train mode only (pretraining used 0.1).
     """
 
@@ -38,8 +44,10 @@ class LlamaGenConfig:
     num_heads: int
     hidden_dim: int
     vocab_size: int
-    num_classes: int
     grid: tuple[int, int]
+    num_classes: int = 0
+    caption_tokens: int = 0
+    caption_dim: int = 0
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -48,6 +56,10 @@ class LlamaGenConfig:
                 f"num_heads={self.num_heads} does not divide dim={self.dim} into heads whose width is a multiple of 4 "
                 "(two axes of rotary pairs)"
             )
+
+    @property
+    def condition_tokens(self) -> int:
+        return self.caption_tokens or 1
 
     @staticmethod
     def hidden(dim: int) -> int:
@@ -64,55 +76,77 @@ class LlamaGenConfig:
     ) -> LlamaGenConfig:
         """Read the sizes off a published state_dict; what shapes cannot tell comes from the table or the keywords.
 
+        The grid is also told by the rotary table that some files carry, whose length is the sequence's.
+
         Raises:
-            ValueError: another family's file, or `grid` / `num_heads` is needed and not given.
+            ValueError: another family's file, `grid` / `num_heads` is needed and not given, or the grid contradicts it.
         """
+        condition: dict[str, int]
         try:
-            num_rows, dim = tensors["cls_embedding.embedding_table.weight"].shape
+            if "cls_embedding.uncond_embedding" in tensors:
+                length, width = tensors["cls_embedding.uncond_embedding"].shape
+                condition = {"caption_tokens": length, "caption_dim": width}
+            else:
+                condition = {"num_classes": tensors["cls_embedding.embedding_table.weight"].shape[0] - 1}
             hidden_dim = tensors["layers.0.feed_forward.w1.weight"].shape[0]
-            vocab_size = tensors["tok_embeddings.weight"].shape[0]
+            vocab_size, dim = tensors["tok_embeddings.weight"].shape
         except KeyError as error:
             raise ValueError(
-                f"this is not a class-conditional LlamaGen generator: it has no tensor {error}; {describe(tensors)}"
+                f"this is not a LlamaGen generator: it has no tensor {error}; {describe(tensors)}"
             ) from error
-        if grid is None:
-            raise ValueError(
-                "a LlamaGen file does not say its token grid; pass grid=(16, 16) for the 256 px models, grid=(24, 24) for 384 px"
-            )
         if num_heads is None and dim not in PUBLISHED_HEADS:
             raise ValueError(f"no published LlamaGen is {dim} wide, and shapes do not tell the heads; pass num_heads=")
-        num_layers = len({name.split(".")[1] for name in tensors if name.startswith("layers.")})
+        rope = tensors.get("freqs_cis")
+        told = None if rope is None else rope.shape[0] - condition.get("caption_tokens", 1)
         return LlamaGenConfig(
             dim=dim,
-            num_layers=num_layers,
+            num_layers=len({name.split(".")[1] for name in tensors if name.startswith("layers.")}),
             num_heads=num_heads or PUBLISHED_HEADS[dim],
             hidden_dim=hidden_dim,
             vocab_size=vocab_size,
-            num_classes=num_rows - 1,
-            grid=(int(grid[0]), int(grid[1])),
+            grid=_grid(grid, told),
             dropout=dropout,
+            **condition,
         )
+
+
+def _grid(given: tuple[int, int] | None, told: int | None) -> tuple[int, int]:
+    """`told`: number of tokens that the file speaks of."""
+    if given is None and told is not None and math.isqrt(told) ** 2 == told:
+        return math.isqrt(told), math.isqrt(told)
+    if given is None:
+        raise ValueError(
+            "a LlamaGen file does not say its token grid; pass grid=(16, 16) for the 256 px models, grid=(24, 24) for 384 px, grid=(32, 32) for 512 px"
+        )
+    rows, columns = int(given[0]), int(given[1])
+    if told not in (None, rows * columns):
+        raise ValueError(
+            f"grid=({rows}, {columns}) is {rows * columns} tokens, but the file's rotary table is of {told}"
+        )
+    return rows, columns
 
 
 @dataclass
 class LlamaGenCache:
-    """Keys and values of every layer, preallocated: [2, B, heads, L, head_dim] each, filled up to `position`."""
+    """Keys and values of every layer, preallocated: [2, B, heads, T + L - 1, head_dim] each, filled up to `position`;
+    visible_BS: which of these positions may be attended to (None: all)."""
 
     layers: list[Tensor]
     position: int = 0
+    visible_BS: Tensor | None = None
 
 
-class LlamaGen(PublishedGenerator[VQTokenizer]):
-    family = "llamagen"
+class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
+    """Everything but the condition's embedding `cls_embedding`, which comes first among the file's tensors."""
 
-    def __init__(self, config: LlamaGenConfig, tokenizer: VQTokenizer | None = None) -> None:
+    wrapper = "model"
+
+    def __init__(self, config: LlamaGenConfig, cls_embedding: nn.Module, tokenizer: VQTokenizer | None = None) -> None:
         super().__init__(tokenizer)
-        self.published_wrapper = "model"
         self.sizes = config  # not `config`: transformers.Trainer takes an attribute of that name for its own kind
         self.vocab_size = config.vocab_size
-        self.num_classes = config.num_classes
         self.layout = TokenLayout((1,) * (config.grid[0] * config.grid[1]))
-        self.cls_embedding = _LabelEmbedding(config.num_classes + 1, config.dim)
+        self.cls_embedding = cls_embedding
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
         self.norm = _RMSNorm(config.dim)
@@ -128,29 +162,38 @@ class LlamaGen(PublishedGenerator[VQTokenizer]):
                     parameter, std=0.02, generator=generator
                 ) if name != "output.weight" else nn.init.zeros_(parameter)
 
+    @abstractmethod
+    def prefix(self, condition: Condition) -> tuple[Tensor, Tensor | None]:
+        """The condition's tokens [B, T, C], and which of them may be attended to, bool [B, T] (None: all)."""
+
     # --- teacher forcing
 
     def forward(self, tokens_BL: Tensor, condition: Condition, *, context_BL: Tensor | None = None) -> Tensor:
         inputs_BL = tokens_BL if context_BL is None else context_BL
         self.check_length(inputs_BL)
-        x = self.dropout(torch.cat([self._prefix(condition), self.tok_embeddings(inputs_BL[:, :-1])], dim=1))
-        rope = self.rope()
+        prefix, visible_BT = self.prefix(condition)
+        x = self.dropout(torch.cat([prefix, self.tok_embeddings(inputs_BL[:, :-1])], dim=1))
+        rope, mask = self.rope(), None
+        if visible_BT is not None:
+            length = x.shape[1]
+            causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+            mask = (causal & _visible(visible_BT, length)[:, None]) | torch.eye(
+                length, dtype=torch.bool, device=x.device
+            )
+            mask = mask[:, None]
         for layer in self.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rope, use_reentrant=False)
+                x = checkpoint(layer, x, rope, mask, use_reentrant=False)
             else:
-                x = layer(x, rope)
-        return self.output(self.norm(x)).float()
-
-    def _prefix(self, condition: Condition) -> Tensor:
-        return self.with_beta(self.cls_embedding(condition.tensors["label"]), condition).unsqueeze(1)
+                x = layer(x, rope, mask)
+        return self.output(self.norm(x[:, prefix.shape[1] - 1 :])).float()
 
     @property
     def condition_width(self) -> int:
         return self.sizes.dim
 
     def rope(self) -> Tensor:
-        """Rotary table [L, head_dim/2, 2] of (cos, sin) for the L inputs: zeros for the condition, then cells 0..L-2.
+        """Rotary table [T + L - 1, head_dim/2, 2] of (cos, sin): zeros for the T condition tokens, then cells 0..L-2.
 
         Computed when needed rather than stored as a buffer, so that loading on the meta device cannot lose it.
         """
@@ -162,32 +205,44 @@ class LlamaGen(PublishedGenerator[VQTokenizer]):
             column = torch.arange(columns, device=self.device).float().repeat(rows)
             angles = torch.cat([torch.outer(row, frequencies), torch.outer(column, frequencies)], dim=-1)
             table = torch.stack([angles.cos(), angles.sin()], dim=-1)
-            self._rope = torch.cat([torch.zeros_like(table[:1]), table[:-1]])
+            self._rope = torch.cat([table.new_zeros(self.sizes.condition_tokens, *table.shape[1:]), table[:-1]])
         return self._rope
 
     # --- sampling
 
     def new_cache(self, rows: int) -> LlamaGenCache:
         heads, width = self.sizes.num_heads, self.sizes.dim // self.sizes.num_heads
+        length = self.sizes.condition_tokens + self.layout.length - 1
         weight = self.tok_embeddings.weight
-        return LlamaGenCache([weight.new_empty(2, rows, heads, self.layout.length, width) for _ in self.layers])
+        return LlamaGenCache([weight.new_empty(2, rows, heads, length, width) for _ in self.layers])
 
     def start(self, condition: Condition, cache: LlamaGenCache) -> Tensor:
-        return self._advance(self._prefix(condition), cache)
+        prefix, visible_BT = self.prefix(condition)
+        length = prefix.shape[1]
+        if visible_BT is not None:
+            cache.visible_BS = _visible(visible_BT, length + self.layout.length - 1)
+        mask = torch.ones(length, length, dtype=torch.bool, device=prefix.device).tril()
+        if cache.visible_BS is not None:
+            eye = torch.eye(length, dtype=torch.bool, device=prefix.device)
+            mask = ((mask & cache.visible_BS[:, None, :length]) | eye)[:, None]
+        return self._advance(prefix, cache, mask)
 
     def step(self, tokens_Bn: Tensor, cache: LlamaGenCache) -> Tensor:
-        return self._advance(self.tok_embeddings(tokens_Bn), cache)
+        visible_BS = cache.visible_BS
+        mask = None if visible_BS is None else visible_BS[:, None, None, : cache.position + tokens_Bn.shape[1]]
+        return self._advance(self.tok_embeddings(tokens_Bn), cache, mask)
 
-    def _advance(self, x: Tensor, cache: LlamaGenCache) -> Tensor:
+    def _advance(self, x: Tensor, cache: LlamaGenCache, mask: Tensor | None) -> Tensor:
         end = cache.position + x.shape[1]
         rope = self.rope()[cache.position : end]
         for layer, kv in zip(self.layers, cache.layers, strict=True):
-            x = layer(x, rope, kv, cache.position)
+            x = layer(x, rope, mask, kv, cache.position)
         cache.position = end
         return self.output(self.norm(x[:, -1:])).float()
 
     def keep_rows(self, cache: LlamaGenCache, rows: int) -> None:
         cache.layers = [kv[:, :rows] for kv in cache.layers]
+        cache.visible_BS = None if cache.visible_BS is None else cache.visible_BS[:rows]
 
     # --- pixels
 
@@ -201,6 +256,25 @@ class LlamaGen(PublishedGenerator[VQTokenizer]):
 
     def decode_soft(self, weights_BLV: Tensor) -> Tensor:
         return self.require_tokenizer().decode_soft(weights_BLV, self.sizes.grid)
+
+
+def _visible(visible_BT: Tensor, length: int) -> Tensor:
+    """bool [B, length]: the condition's own, then all image tokens."""
+    return F.pad(visible_BT, (0, length - visible_BT.shape[1]), value=True)
+
+
+class LlamaGen(ClassConditional[VQTokenizer], LlamaGenDecoder):
+    """The class-conditional one."""
+
+    family = "llamagen"
+
+    def __init__(self, config: LlamaGenConfig, tokenizer: VQTokenizer | None = None) -> None:
+        super().__init__(config, _LabelEmbedding(config.num_classes + 1, config.dim), tokenizer)
+        self.num_classes = config.num_classes
+
+    def prefix(self, condition: Condition) -> tuple[Tensor, None]:
+        embedded = self.cls_embedding(condition.tensors["label"])
+        return self.with_beta(embedded, condition).unsqueeze(1), None
 
 
 class _LabelEmbedding(nn.Module):
@@ -238,14 +312,14 @@ class _Attention(nn.Module):
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope: Tensor, kv: Tensor | None, position: int) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None, kv: Tensor | None, position: int) -> Tensor:
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in self.wqkv(x).chunk(3, dim=-1))
         q, k, v = _rotate(q, rope).transpose(1, 2), _rotate(k, rope).transpose(1, 2), v.transpose(1, 2)
         if kv is not None:
             end = position + x.shape[1]
             kv[0, :, :, position:end], kv[1, :, :, position:end] = k, v
             k, v = kv[0, :, :, :end], kv[1, :, :, :end]
-        h = F.scaled_dot_product_attention(q, k, v, is_causal=kv is None)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and kv is None)
         return self.dropout(self.wo(h.transpose(1, 2).flatten(2)))
 
 
@@ -269,6 +343,8 @@ class _Block(nn.Module):
         self.attention_norm = _RMSNorm(config.dim)
         self.ffn_norm = _RMSNorm(config.dim)
 
-    def forward(self, x: Tensor, rope: Tensor, kv: Tensor | None = None, position: int = 0) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, kv, position)
+    def forward(
+        self, x: Tensor, rope: Tensor, mask: Tensor | None = None, kv: Tensor | None = None, position: int = 0
+    ) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), rope, mask, kv, position)
         return x + self.feed_forward(self.ffn_norm(x))

@@ -1,18 +1,18 @@
-"""What the families with published weight files share beside the contract: class labels, pixels, and the file's form."""
+"""What the families with published weight files share beside the contract: a tokenizer, pixels, and the file's form."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from align.files import save_tensors
 from align.generators.base import Generator
 from align.generators.beta import BetaEmbedding
+from align.tensor_files import TensorFile, save_tensors
 from align.tokenizers import MultiscaleVQTokenizer, VQTokenizer
 from align.types import Condition
 
@@ -20,43 +20,29 @@ Tokenizer = TypeVar("Tokenizer", VQTokenizer, MultiscaleVQTokenizer)
 
 
 class PublishedGenerator(Generator, Generic[Tokenizer]):
-    """A class-conditional generator over a frozen tokenizer's codes, which remembers the file that it came from."""
+    """A generator over a frozen tokenizer's codes, which remembers the file that it came from.
 
-    num_classes: int  # without the null class, whose id is the number itself
+    wrapper: the key that the authors save a state_dict under, for generators that came from no file.
+    """
+
     tokenizer: Tokenizer | None
+    file: TensorFile | None
+    wrapper: str | None = None
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         super().__init__()
         self.attach(tokenizer)
-        # key order, wrapper and dtypes of the file this came from; see `save_published`
-        self.published_dtypes: dict[str, torch.dtype] = {}
-        self.published_extras: dict[str, Tensor] = {}
-        self.published_wrapper: str | None = None
+        self.file = None
         self.beta_embedding: BetaEmbedding | None = None
 
     def attach(self, tokenizer: Tokenizer | None) -> None:
         # kept out of the module tree: it is frozen, and must not be trained, saved or cast with the generator
         self.__dict__["tokenizer"] = tokenizer.requires_grad_(False).eval() if tokenizer is not None else None
 
-    # --- conditions
+    def companions(self) -> list[Any]:
+        return [part for part in (self.tokenizer, self.file) if part is not None]
 
-    def encode_condition(self, raw: Sequence[int] | Tensor) -> Condition:
-        labels = torch.as_tensor(raw)
-        if labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-            raise ValueError(f"class labels must be a list of integers, got {raw!r:.80}")
-        if labels.numel() and (labels.min() < 0 or labels.max() >= self.num_classes):
-            bad = labels[(labels < 0) | (labels >= self.num_classes)][0].item()
-            raise ValueError(f"class label {bad} is out of range; this generator knows 0 to {self.num_classes - 1}")
-        tensors = {"label": labels.long().to(self.device)}
-        if self.beta_embedding is not None:
-            tensors["beta"] = self.beta_embedding.sampling_beta.expand(len(labels)).clone()
-        return Condition(tensors)
-
-    def null_condition(self, like: Condition) -> Condition:
-        null = {"label": torch.full_like(like.tensors["label"], self.num_classes)}
-        return Condition(
-            null | {name: torch.ones_like(like.tensors[name]) for name in ("beta",) if name in like.tensors}
-        )
+    # --- the extra input of guidance-free training
 
     @property
     @abstractmethod
@@ -68,11 +54,18 @@ class PublishedGenerator(Generator, Generic[Tokenizer]):
             torch.manual_seed(0)
             self.beta_embedding = BetaEmbedding(self.condition_width, sampling_beta).to(self.device)
 
-    def with_beta(self, class_BC: Tensor, condition: Condition) -> Tensor:
-        """The class's embedding, moved by beta where the network has that input."""
+    def beta_tensors(self, rows: int) -> dict[str, Tensor]:
+        """What a condition of so many rows carries of it: nothing where the network has no such input."""
         if self.beta_embedding is None:
-            return class_BC
-        return class_BC + self.beta_embedding(condition.tensors["beta"]).to(class_BC.dtype)
+            return {}
+        return {"beta": self.beta_embedding.sampling_beta.expand(rows).clone()}
+
+    def with_beta(self, embedding: Tensor, condition: Condition) -> Tensor:
+        """A condition's embedding [B, ..., C], moved by beta where the network has that input."""
+        if self.beta_embedding is None:
+            return embedding
+        moved_BC = self.beta_embedding(condition.tensors["beta"]).to(embedding.dtype)
+        return embedding + moved_BC.view(len(moved_BC), *[1] * (embedding.dim() - 2), -1)
 
     # --- pixels
 
@@ -107,31 +100,38 @@ class PublishedGenerator(Generator, Generic[Tokenizer]):
 
     # --- published format
 
+    @property
+    def suffix(self) -> str:
+        """What a name for the exported weights ends in: .pt, .safetensors, or nothing where they are a folder."""
+        return ".pt" if self.file is None else self.file.suffix
+
+    def published_state(self) -> dict[str, Tensor]:
+        """The weights under the authors' names."""
+        return self.state_dict()
+
     def save_published(self, path: Path | str) -> None:
-        """Write the authors' format: names, wrapper, key order, dtypes and extra tensors as they were read.
+        """Write the authors' format: wrapper, names, key order, dtypes and all else that the file held, as it was read.
+
+        A path without a file's suffix gives a folder, where the weights came from one.
 
         Raises:
             OSError: the disk is full or the folder cannot be written; a file that was there stays whole.
         """
-        state: dict[str, Tensor] = self.state_dict()
-        names = [*self.published_dtypes, *(name for name in state if name not in self.published_dtypes)]
-        tensors = {
-            name: self.published_extras[name]
-            if name in self.published_extras
-            else state[name].to(self.published_dtypes.get(name, state[name].dtype))
-            for name in names
-        }
-        save_tensors(Path(path), tensors, self.published_wrapper)
+        if self.file is None:
+            save_tensors(Path(path), self.published_state(), self.wrapper)
+        else:
+            self.file.save(self.published_state(), Path(path))
 
 
 def describe(tensors: Mapping[str, Tensor]) -> str:
     """A guess at what a file is instead, for error messages."""
     signs = {
         "encoder.conv_in.weight": "it looks like an image tokenizer: pass it as tokenizer_checkpoint",
-        "cls_embedding.uncond_embedding": "it looks like a text-to-image LlamaGen",
-        "cls_embedding.embedding_table.weight": "it looks like a class-conditional LlamaGen",
-        "pos_1LC": "it looks like a VAR generator",
-        "language_model.lm_head.weight": "it looks like Janus",
+        "cls_embedding.uncond_embedding": "it looks like a text-to-image LlamaGen: load it as llamagen-t2i",
+        "cls_embedding.embedding_table.weight": "it looks like a class-conditional LlamaGen: load it as llamagen",
+        "pos_1LC": "it looks like a VAR generator: load it as var",
+        "language_model.lm_head.weight": "it looks like Janus: load it as janus",
+        "model.generation_embeddings.weight": "it looks like Janus: load it as janus",
     }
     for name, meaning in signs.items():
         if name in tensors:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from align.generators.base import TokenLayout
-from align.generators.published import PublishedGenerator, describe
+from align.generators.labels import ClassConditional
+from align.generators.published import describe
 from align.tokenizers import MultiscaleVQTokenizer
 from align.tokenizers.multiscale_vq import SCALES_256, SCALES_512, check_patch_nums, shrink
 from align.types import Condition
@@ -136,7 +137,7 @@ class VARCache:
     f_hat: Tensor | None = None
 
 
-class VAR(PublishedGenerator[MultiscaleVQTokenizer]):
+class VAR(ClassConditional[MultiscaleVQTokenizer]):
     family = "var"
     lvl_1L: Tensor
     attn_bias_for_masking: Tensor

@@ -54,9 +54,8 @@ class FrozenReference:
             raise ValueError(f"reference.sync_steps is {sync_steps}; it must be at least 1, or null for never")
         if not 0 < mixup <= 1:
             raise ValueError(f"reference.mixup is {mixup}; it must be in (0, 1]")
-        # the tokenizer is nobody's to train: one is enough
-        tokenizer = getattr(generator, "tokenizer", None)
-        self.generator = copy.deepcopy(generator, {id(tokenizer): tokenizer}).eval().requires_grad_(False)
+        shared = {id(part): part for part in generator.companions()}
+        self.generator = copy.deepcopy(generator, shared).eval().requires_grad_(False)
         self.fingerprint = sha256_of_tensors(self.generator.state_dict())
         self.sync_steps = sync_steps
         self.mixup = mixup

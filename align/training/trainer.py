@@ -18,8 +18,9 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from align.data import PromptStream, Stream
-from align.files import read_tensors, save_tensors, write_text
+from align.files import write_text
 from align.generators.base import Generator
+from align.tensor_files import read_tensors, save_tensors
 from align.training.checkpoints import METRICS_FILE, mark_complete
 from align.training.inputs import EXCLUDED, Needs, Objective, Term, conditions, field_inputs, model_inputs
 from align.training.penalties import Penalty

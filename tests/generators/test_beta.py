@@ -11,7 +11,7 @@ from conftest import tiny_llamagen, tiny_var
 
 from align import SamplingConfig, sample, score
 from align.checkpoints import load_generator
-from align.files import read_tensors
+from align.tensor_files import read_tensors
 
 TINY = {"llamagen": tiny_llamagen, "var": tiny_var}
 TOLD = {"llamagen": {"grid": (3, 2), "num_heads": 2}, "var": {}}

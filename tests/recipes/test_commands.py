@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from align import load_generator
-from align.files import read_tensors
+from align.tensor_files import read_tensors
 from evaluation.results import read_results
 from recipes.cli import main
 from recipes.config import options
