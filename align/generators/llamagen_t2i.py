@@ -60,17 +60,8 @@ class LlamaGenT2I(LlamaGenDecoder):
         Raises:
             ValueError: captions but no text encoder, or features of another width or length than the model's.
         """
-        if isinstance(raw, Sequence):
-            encoder = self.__dict__["text_encoder"]
-            if not all(isinstance(caption, str) for caption in raw):
-                raise ValueError(f"captions must be a list of texts, got {raw!r:.80}")
-            if encoder is None:
-                raise ValueError(
-                    "this generator was loaded without a text encoder; pass text_encoder= (a folder with T5, or with "
-                    "the features of your captions) to load_generator"
-                )
-            raw = encoder.encode(list(raw))
-        features, mask = raw.features_BTD.to(self.device), raw.mask_BT.to(self.device)
+        found = self._read(raw) if isinstance(raw, Sequence) else raw
+        features, mask = found.features_BTD.to(self.device), found.mask_BT.to(self.device)
         expected = [self.sizes.caption_tokens, self.sizes.caption_dim]
         if list(features.shape[1:]) != expected:
             raise ValueError(
@@ -78,9 +69,20 @@ class LlamaGenT2I(LlamaGenDecoder):
             )
         return Condition({"caption": features, "mask": mask.bool()} | self.beta_tensors(len(features)))
 
+    def _read(self, captions: Sequence[str]) -> CaptionFeatures:
+        encoder: TextEncoder | None = self.__dict__["text_encoder"]
+        if not all(isinstance(caption, str) for caption in captions):
+            raise ValueError(f"captions must be a list of texts, got {captions!r:.80}")
+        if encoder is None:
+            raise ValueError(
+                "this generator was loaded without a text encoder; pass text_encoder= (a folder with T5, or with the "
+                "features of your captions) to load_generator"
+            )
+        return encoder.encode(list(captions))
+
     def null_condition(self, like: Condition) -> Condition:
         caption = like.tensors["caption"]
-        null = self.cls_embedding.uncond_embedding.to(caption.dtype).expand_as(caption)
+        null = self.get_buffer("cls_embedding.uncond_embedding").to(caption.dtype).expand_as(caption)
         beta = {name: torch.ones_like(tensor) for name, tensor in like.tensors.items() if name == "beta"}
         return Condition({"caption": null, "mask": like.tensors["mask"]} | beta)
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from align import SamplingConfig, load_generator, sample, score
-from align.tensor_files import read_tensors, save_tensors
 from align.generators import LlamaGen
 from align.objectives import token_logprobs
+from align.tensor_files import read_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from conftest import tiny_llamagen, tiny_var
 
 from align import SamplingConfig, load_generator, sample, score
 from align.checkpoints import save_tokenizer
-from align.tensor_files import read_tensors, save_tensors
 from align.generators import VAR, VARConfig
 from align.objectives import token_logprobs
 from align.sampling import sampling_logprobs
+from align.tensor_files import read_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")
