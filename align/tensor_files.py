@@ -10,6 +10,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,7 @@ class TensorFile:
         path.mkdir(parents=True, exist_ok=True)
         for source in self.path.iterdir():  # its settings and text tokenizer, but not other forms of the same weights
             if source.is_file() and source.suffix not in SUFFIXES and source.name not in INDEX_FILES:
-                write_atomically(
-                    path / source.name, lambda temporary, source=source: shutil.copyfile(source, temporary)
-                )
+                write_atomically(path / source.name, partial(shutil.copyfile, source))
         for shard in dict.fromkeys(names):
             part = {name: tensors[name] for name in tensors if shards[name] == shard}
             save_tensors(path / shard, part, self.wrapper, self.metadata)
