@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import pytest
 import torch
+from torch import Tensor
 
-from align.generators import VAR, LlamaGen, LlamaGenConfig, VARConfig
+from align.generators import VAR, LlamaGen, LlamaGenConfig, LlamaGenT2I, VARConfig
 from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
 
 torch.set_num_threads(1)  # tiny models lose by threads, and sums keep one order
@@ -84,6 +89,54 @@ def tiny_var(
         generator = VAR(sizes, tokenizer if with_tokenizer else None)
         for name, parameter in generator.named_parameters():
             if parameter.dim() >= 2 and "scale_mul" not in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    return generator.eval()
+
+
+@dataclass(frozen=True)
+class CaptionFeatures:
+    features_BTD: Tensor
+    mask_BT: Tensor
+
+
+@dataclass(frozen=True)
+class Captions:
+    """A text encoder whose features are random numbers of each word, right-aligned; longer captions are cut."""
+
+    length: int
+    width: int
+
+    def encode(self, captions: Sequence[str]) -> CaptionFeatures:
+        features = torch.zeros(len(captions), self.length, self.width)
+        mask = torch.zeros(len(captions), self.length, dtype=torch.bool)
+        for row, caption in enumerate(captions):
+            words = [*caption.split(), "</s>"][: self.length]
+            for position, word in enumerate(words, start=self.length - len(words)):
+                stream = torch.Generator().manual_seed(zlib.crc32(word.encode()))
+                features[row, position] = torch.randn(self.width, generator=stream)
+                mask[row, position] = True
+        return CaptionFeatures(features, mask)
+
+
+def tiny_llamagen_t2i(*, grid: tuple[int, int] = (3, 2), with_tokenizer: bool = True, seed: int = 0) -> LlamaGenT2I:
+    """Random weights: captions of up to 5 features of 6 numbers, 3x2 tokens of 16 codes, 12x8 pixels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = tiny_llamagen(grid=grid, with_tokenizer=with_tokenizer).tokenizer
+        sizes = LlamaGenConfig(
+            dim=16,
+            num_layers=2,
+            num_heads=2,
+            hidden_dim=32,
+            vocab_size=16,
+            grid=grid,
+            caption_tokens=5,
+            caption_dim=6,
+        )
+        generator = LlamaGenT2I(sizes, tokenizer)
+        generator.attach_text(Captions(length=5, width=6))
+        for parameter in [*generator.parameters(), *generator.buffers()]:
+            if parameter.dim() >= 2:
                 torch.nn.init.normal_(parameter, std=0.3)
     return generator.eval()
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_llamagen, tiny_var
+from conftest import tiny_llamagen, tiny_llamagen_t2i, tiny_var
 
 from align import SamplingConfig, load_generator, sample, score
 from align.checkpoints import save_tokenizer
@@ -18,13 +18,16 @@ from align.types import Condition
 
 GENERATORS: dict[str, Callable[[], PublishedGenerator]] = {
     "llamagen-tiny": tiny_llamagen,
+    "llamagen-t2i-tiny": tiny_llamagen_t2i,
     "var-tiny": tiny_var,
     "var-tiny-shared": lambda: tiny_var(l2_norm=False, shared_adaln=True),
     "mnist-llamagen": lambda: load_generator("mnist-llamagen"),
     "mnist-var": lambda: load_generator("mnist-var"),
 }
 # what a file may not tell, by family
-UNTOLD = {"llamagen": ("grid", "num_heads"), "var": ("patch_nums", "num_heads")}
+UNTOLD = {"llamagen": ("grid", "num_heads"), "llamagen-t2i": ("grid", "num_heads"), "var": ("patch_nums", "num_heads")}
+# conditions of families without classes; their captions differ in length
+PROMPTS = ["a red cube", "two balls", "green", "a blue cone on a box", "two balls"]
 SETTINGS = {
     "plain": SamplingConfig(seed=3),
     "guided": SamplingConfig(guidance_scale=2.5, seed=3),
@@ -40,9 +43,13 @@ def any_generator(request: pytest.FixtureRequest) -> PublishedGenerator:
     return GENERATORS[request.param]()
 
 
+def conditions(generator: PublishedGenerator, rows: Sequence[int]) -> Condition:
+    return generator.encode_condition(rows if generator.num_classes else [PROMPTS[row] for row in rows])
+
+
 @pytest.fixture
 def condition(any_generator: PublishedGenerator) -> Condition:
-    return any_generator.encode_condition([0, 1, 2, 3, 1])
+    return conditions(any_generator, [0, 1, 2, 3, 1])
 
 
 @pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
@@ -70,7 +77,7 @@ def test_a_sample_does_not_depend_on_its_batch(
 
 
 def test_seeds_and_indices_change_samples(any_generator: PublishedGenerator) -> None:
-    condition = any_generator.encode_condition([1, 1])
+    condition = conditions(any_generator, [1, 1])
     tokens = sample(any_generator, condition, SamplingConfig(seed=0)).tokens_BL
     assert not torch.equal(tokens[0], tokens[1])
     assert not torch.equal(tokens, sample(any_generator, condition, SamplingConfig(seed=1)).tokens_BL)
@@ -191,7 +198,7 @@ def test_saved_weights_give_the_same_logits(
 @pytest.mark.gpu
 def test_a_gpu_draws_the_same_distribution(any_generator: PublishedGenerator) -> None:
     """Random numbers come from the CPU, so that only rounding can differ between devices."""
-    condition = any_generator.encode_condition([0, 1, 2, 3])
+    condition = conditions(any_generator, [0, 1, 2, 3])
     rollout = sample(any_generator, condition, SETTINGS["filtered"])
     any_generator.to("cuda")
     try:
