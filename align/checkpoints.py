@@ -207,7 +207,7 @@ def _load(
     if any(key.startswith(BETA_PREFIX) for key in file.tensors):
         generator.add_beta_embedding(sampling_beta=1.0)  # the file's own value is filled in below
     generator.attach(tokenizer)  # type: ignore[arg-type]
-    fill(generator, file, dtype or file.dtype or torch.float32, ignored=family.extras)
+    fill(generator, file, dtype or own_dtype(file, family.extras), ignored=family.extras)
     generator.file = file
     return generator
 
@@ -225,6 +225,12 @@ def _check_together(family: _Family, file: TensorFile, sizes: LlamaGenConfig | V
         raise ValueError(
             f"{file.path} reads codes of {sizes.codebook_dim} numbers and its tokenizer's have {tokenizer.config.codebook_dim}; they were not trained together"
         )
+
+
+def own_dtype(file: TensorFile, ignored: Collection[str] = ()) -> torch.dtype:
+    """The one floating-point dtype of a file's tensors, float32 if they have several."""
+    found = {t.dtype for name, t in file.tensors.items() if t.is_floating_point() and name not in ignored}
+    return found.pop() if len(found) == 1 else torch.float32
 
 
 def fill(

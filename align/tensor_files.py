@@ -56,12 +56,6 @@ class TensorFile:
         return "" if self.path.is_dir() else ".safetensors" if self.path.suffix == ".safetensors" else ".pt"
 
     @property
-    def dtype(self) -> torch.dtype | None:
-        """The one floating-point dtype of all tensors; None if there are several."""
-        found = {tensor.dtype for tensor in self.tensors.values() if tensor.is_floating_point()}
-        return found.pop() if len(found) == 1 else None
-
-    @property
     def arguments(self) -> dict[str, Any]:
         """The settings that a training file carries."""
         found = self.content.get("args") if isinstance(self.content, Mapping) else None

@@ -26,7 +26,8 @@ from align.types import SamplingConfig
 from evaluation.results import CLASS_ACCURACY, Arm, Spread, read_results, summarize
 from recipes.config import compose, options, with_sections
 from recipes.evaluate import Judge, base_settings
-from recipes.parts import EXPORT_FILE, make_generator, make_protocol, make_rewards, num_classes
+from recipes.exports import find_export
+from recipes.parts import make_generator, make_protocol, make_rewards, num_classes
 from recipes.run import Run, say
 from recipes.supplies import check_recipe
 from recipes.train import align_generator
@@ -162,8 +163,8 @@ class _Bench:
             where = self.folder / f"{name}-seed{seed}"
             section = with_sections(config.generator, checkpoint=str(checkpoint) if checkpoint else None)
             own = with_sections(config, seed=seed, output_dir=str(where), generator=section)
-            checkpoint = where / EXPORT_FILE
-            if checkpoint.exists():
+            checkpoint = where
+            if find_export(where) is not None:
                 continue
             where.mkdir(parents=True, exist_ok=True)
             clock = time.monotonic()

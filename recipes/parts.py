@@ -17,32 +17,38 @@ from align.data import Codes, PreferencePairs
 from align.data.mnist import deformed, load_mnist
 from align.files import sha256_of_tensors
 from align.generators import Generator
+from align.training.adapters import merge_saved_adapters
 from align.training.inputs import Objective
 from align.types import SamplingConfig
 from evaluation.classifier import load_classifier
 from evaluation.protocol import Protocol, Reference, self_check
+from recipes.exports import resolve_checkpoint
 from recipes.run import pick_device
 from rewards.base import Reward
 from rewards.registry import load_reward
 
-EXPORT_FILE = "generator.pt"  # the aligned generator in a run's folder, in the published format
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "file": None}
 
 
 def make_generator(config: DictConfig, **extra: Any) -> Generator:
     """The generator of a `generator:` section. A run's folder as checkpoint means its aligned weights."""
-    checkpoint = config.checkpoint
-    if checkpoint is not None and Path(checkpoint).is_dir():
-        checkpoint = Path(checkpoint) / EXPORT_FILE
-        if not checkpoint.exists():
-            raise FileNotFoundError(
-                f"{checkpoint.parent} holds no {EXPORT_FILE}; is the run finished? Go on with resume=auto"
-            )
+    if config.dtype not in DTYPES:
+        raise ValueError(f"unknown generator.dtype {config.dtype!r}; known: {', '.join(DTYPES)}")
     settings: dict[str, Any] = {str(key): value for key, value in config.config.items() if value is not None}
     if "grid" in settings:
         settings["grid"] = tuple(settings["grid"])
-    return load_generator(
-        config.name, checkpoint, config.tokenizer_checkpoint, device=pick_device(), **settings, **extra
+    generator = load_generator(
+        config.name,
+        resolve_checkpoint(config.checkpoint),
+        config.tokenizer_checkpoint,
+        device=pick_device(),
+        dtype=DTYPES[config.dtype],
+        **settings,
+        **extra,
     )
+    if config.adapter is not None:
+        merge_saved_adapters(generator, Path(config.adapter))
+    return generator
 
 
 def make_sampling(config: DictConfig) -> SamplingConfig:

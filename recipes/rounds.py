@@ -21,12 +21,13 @@ from align.generators import Generator
 from align.types import SamplingConfig
 from recipes.config import with_sections
 from recipes.evaluate import Judge, fid
-from recipes.parts import EXPORT_FILE, make_generator, make_protocol
+from recipes.exports import copy_export, export
+from recipes.parts import make_generator, make_protocol
 from recipes.run import say
 
 ROUNDS_FILE = "rounds.jsonl"
 METRICS_FILE = "metrics.jsonl"
-# trains one run in its folder and leaves generator.pt there
+# trains one run in its folder and leaves its export there
 TrainOne = Callable[[DictConfig, Path], Generator]
 
 
@@ -66,7 +67,7 @@ def parse_search(config: DictConfig) -> dict[str, list[Any]]:
 
 
 def play(config: DictConfig, folder: Path, train_one: TrainOne, *, resume: bool) -> Generator:
-    """All rounds; the best generator, exported to folder/generator.pt."""
+    """All rounds; the best generator, exported to the folder."""
     judge = Judge(
         make_protocol(config.evaluation.protocol), config.rounds.num_images, config.evaluation.batch_size, folder
     )
@@ -96,7 +97,7 @@ def play(config: DictConfig, folder: Path, train_one: TrainOne, *, resume: bool)
             score, chosen = round_best
             best = str(chosen)
     if chosen is not None:
-        shutil.copyfile(chosen / EXPORT_FILE, folder / EXPORT_FILE)
+        copy_export(chosen, folder)
         if (chosen / METRICS_FILE).exists():  # a training of fewer steps than logging_steps has none
             shutil.copyfile(chosen / METRICS_FILE, folder / METRICS_FILE)
         if (chosen / "samples").exists():
@@ -104,7 +105,7 @@ def play(config: DictConfig, folder: Path, train_one: TrainOne, *, resume: bool)
     generator = make_generator(with_sections(config.generator, checkpoint=best))
     if chosen is None:
         say("no candidate beat the generator it started from; that one is kept")
-        generator.save_published(folder / EXPORT_FILE)
+        export(generator, folder)
     return generator
 
 

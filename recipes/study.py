@@ -20,7 +20,8 @@ from evaluation.report import write_report
 from evaluation.results import read_results, summarize, text_table
 from recipes.config import CONF, compose, options, with_sections
 from recipes.evaluate import Judge, base_settings
-from recipes.parts import EXPORT_FILE, make_generator, make_protocol
+from recipes.exports import find_export
+from recipes.parts import make_generator, make_protocol
 from recipes.run import Run, say
 from recipes.supplies import check_recipe
 from recipes.train import align_generator, trained_at
@@ -89,8 +90,8 @@ def _train(
     config: DictConfig, objective: DictConfig, seed: int, folder: Path, command: str, *, resume: bool
 ) -> Generator:
     settings = _arm(config, objective, seed=seed, output_dir=str(folder))
-    if resume and (folder / EXPORT_FILE).exists():
-        return make_generator(with_sections(config.generator, checkpoint=str(folder / EXPORT_FILE)))
+    if resume and find_export(folder) is not None:
+        return make_generator(with_sections(config.generator, checkpoint=str(folder)))
     sub_run = Run(settings, kind="train", overrides=[], name=folder.name)
     sub_run.update(command=command)
     generator, found = align_generator(settings, folder, resume=resume, description=folder.name)

@@ -1,7 +1,8 @@
 """Align a generator by an objective, score it beside its base, and write the report.
 
 The run's folder holds run.json, metrics.jsonl, results.jsonl, samples/, checkpoints, generator.pt (the aligned weights
-in the published format) and report.html. Ctrl-C or SIGTERM saves a checkpoint; resume=auto goes on from it exactly.
+in the published format, or generator.safetensors or generator/, as the base came), adapter/ (with trainer.lora_rank, the
+adapters by themselves) and report.html. Ctrl-C or SIGTERM saves a checkpoint; resume=auto goes on from it exactly.
 For example: align train experiment=mnist/cca seed=2 objective.lambda_=4
 """
 
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from align.files import sha256_of_tensors
 from align.generators import Generator
-from align.training.adapters import add_adapters, merge_adapters
+from align.training.adapters import add_adapters, merge_adapters, save_adapters
 from align.training.checkpoints import is_complete, latest_checkpoint, rewind_logs
 from align.training.inputs import Needs, Objective
 from align.types import SamplingConfig
@@ -27,8 +28,8 @@ from evaluation.report import write_report
 from evaluation.results import read_results, summarize, text_table
 from recipes.config import compose
 from recipes.evaluate import Judge, base_settings
+from recipes.exports import export, find_export
 from recipes.parts import (
-    EXPORT_FILE,
     make_generator,
     make_objective,
     make_protocol,
@@ -41,6 +42,7 @@ from recipes.rounds import wanted as rounds_wanted
 from recipes.run import Run, say
 from recipes.supplies import Supplies, check_recipe, make_supplies
 
+ADAPTER_FOLDER = "adapter"
 # settings of the trainer section that are ours; all others go to transformers.TrainingArguments
 OURS = (
     "label_drop",
@@ -134,8 +136,8 @@ def train_generator(
 
 
 def align_generator(config: DictConfig, folder: Path, *, resume: bool, description: str) -> tuple[Generator, list[str]]:
-    """Load, train (in rounds, if so set) and export: the aligned generator, whose weights are then in
-    folder/generator.pt, and what the first preflight found. `check_recipe` must have passed the configuration."""
+    """Load, train (in rounds, if so set) and export: the aligned generator, whose weights are then in the folder, too,
+    and what the first preflight found. `check_recipe` must have passed the configuration."""
     if not rounds_wanted(config):
         return _align_once(config, folder, resume=resume, description=description)
     found: list[str] = []
@@ -177,8 +179,9 @@ def _align_once(config: DictConfig, folder: Path, *, resume: bool, description: 
         alarms=alarms,
     )
     if rank:
+        save_adapters(generator, folder / ADAPTER_FOLDER)
         merge_adapters(generator)
-    generator.save_published(folder / EXPORT_FILE)
+    export(generator, folder)
     return generator, found
 
 
@@ -204,7 +207,7 @@ def main(overrides: list[str]) -> None:
         compare(judge, base, aligned, evaluation, trained_at(config))
         print(text_table(summarize(row for row in read_results(run.folder / "results.jsonl") if row.split == "report")))
     run.update(status="finished")
-    say(f"aligned weights: {run.folder / EXPORT_FILE}\nreport: {write_report(run.folder)}")
+    say(f"aligned weights: {find_export(run.folder)}\nreport: {write_report(run.folder)}")
 
 
 def trained_at(config: DictConfig) -> list[SamplingConfig]:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from align.generators.base import Generator
+from align.tensor_files import read_tensors, save_tensors
+
+ADAPTER_FILE = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."  # of names in peft's files
 
 
 def add_adapters(generator: Generator, *, rank: int, alpha: int, seed: int) -> None:
@@ -56,7 +62,51 @@ def merge_adapters(generator: Generator) -> None:
             module.merge()
             parent, _, child = name.rpartition(".")
             setattr(generator.get_submodule(parent), child, module.get_base_layer())
+    del generator.peft_config  # what peft remembers of them
     generator.requires_grad_(True)
+
+
+def save_adapters(generator: Generator, folder: Path) -> None:
+    """Write the adapters alone, as peft does for a model of the authors' names (`PeftModel.from_pretrained` reads it).
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from peft import get_peft_model_state_dict
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    known: Any = generator.peft_config
+    config = copy.copy(known["default"])
+    config.target_modules = {name for name, module in generator.named_modules() if isinstance(module, BaseTunerLayer)}
+    config.inference_mode = True
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    state = get_peft_model_state_dict(generator, save_embedding_layers=False)
+    save_tensors(folder / ADAPTER_FILE, {PEFT_PREFIX + name: tensor for name, tensor in state.items()})
+
+
+def merge_saved_adapters(generator: Generator, folder: Path) -> None:
+    """Add what `save_adapters` wrote to a generator's weights.
+
+    Raises:
+        FileNotFoundError, ValueError: no such folder, or adapters of another generator.
+    """
+    if not (folder / ADAPTER_FILE).exists() or not (folder / "adapter_config.json").exists():
+        raise FileNotFoundError(f"no adapters at {folder}; a run with trainer.lora_rank leaves them in its adapter/")
+    try:
+        from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+    except ImportError as error:
+        raise ValueError("adapters come with the package peft; try: pip install 'ar-align[lora]'") from error
+    saved = read_tensors(folder / ADAPTER_FILE).tensors
+    state = {name.removeprefix(PEFT_PREFIX): tensor for name, tensor in saved.items()}
+    try:
+        inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), generator)
+        result: Any = set_peft_model_state_dict(generator, state)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the adapters in {folder} do not fit this generator: {error}") from error
+    if result.unexpected_keys:
+        raise ValueError(f"the adapters in {folder} are of another generator: {', '.join(result.unexpected_keys[:3])}")
+    merge_adapters(generator)
 
 
 def _layers(generator: Generator) -> list[Any]:

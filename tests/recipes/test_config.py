@@ -45,6 +45,7 @@ def test_every_option_composes(group: str) -> None:
     command = "eval" if group == "sampling" else "train"
     required = {
         ("generator", "llamagen"): ["generator.checkpoint=x.pt"],
+        ("generator", "llamagen-t2i"): ["generator.checkpoint=x.pt"],
         ("generator", "var"): ["generator.checkpoint=x.pth", "generator.tokenizer_checkpoint=y.pth"],
         ("data", "codes"): ["data.codes=x.safetensors"],
     }

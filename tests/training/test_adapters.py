@@ -14,7 +14,14 @@ from training.harness import assert_same, killed_at, logs, train, weights
 
 from align import load_generator, sample
 from align.generators import Generator
-from align.training.adapters import adapters_off, add_adapters, has_adapters, merge_adapters
+from align.training.adapters import (
+    adapters_off,
+    add_adapters,
+    has_adapters,
+    merge_adapters,
+    merge_saved_adapters,
+    save_adapters,
+)
 from align.training.preflight import preflight
 from align.training.reference import AdapterOffReference, FrozenReference
 
@@ -135,3 +142,38 @@ def test_what_cannot_be_is_refused() -> None:
         add_adapters(tiny_llamagen(with_tokenizer=False), rank=0, alpha=4, seed=1)
     with pytest.raises(ValueError, match="adapter_off needs a policy that trains adapters; set trainer.lora_rank"):
         AdapterOffReference(tiny_llamagen(with_tokenizer=False))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saved_adapters_added_to_the_base_are_the_merged_generator(tmp_path: Path, family: str) -> None:
+    generator = adapted(family)
+    train(tmp_path / "run", "sft", generator=generator, supplies={"reference": None}, max_steps=2)
+    save_adapters(generator, tmp_path / "adapter")
+    merge_adapters(generator)
+    again = FAMILIES[family]()
+    merge_saved_adapters(again, tmp_path / "adapter")
+    assert_same(generator, again)
+    assert not torch.equal(logits(again), logits(FAMILIES[family]()))
+
+
+def test_saved_adapters_are_a_folder_of_pefts(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    generator = adapted()
+    train(tmp_path / "run", "sft", generator=generator, supplies={"reference": None}, max_steps=2)
+    save_adapters(generator, tmp_path / "adapter")
+    assert sorted(path.name for path in (tmp_path / "adapter").glob("adapter*")) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    peft_model = PeftModel.from_pretrained(tiny_llamagen(), tmp_path / "adapter").merge_and_unload()
+    merge_adapters(generator)
+    torch.testing.assert_close(logits(peft_model), logits(generator))
+
+
+def test_adapters_of_another_generator_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no adapters at"):
+        merge_saved_adapters(tiny_llamagen(), tmp_path)
+    save_adapters(adapted("var"), tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"the adapters in .* do not fit|are of another generator"):
+        merge_saved_adapters(tiny_llamagen(), tmp_path / "adapter")
