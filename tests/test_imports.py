@@ -22,9 +22,10 @@ RULES: dict[str, set[str]] = {
     "align.images": {"align.files"},
     "align.tokenizers": set(),
     "align.objectives": {"align.types"},
-    "align.generators": {"align.types", "align.tensor_files", "align.tokenizers"},
+    "align.text": {"align.files"},
+    "align.generators": {"align.types", "align.tensor_files", "align.text", "align.tokenizers"},
     "align.sampling": {"align.types", "align.generators"},
-    "align.checkpoints": {"align.tensor_files", "align.generators", "align.tokenizers"},
+    "align.checkpoints": {"align.tensor_files", "align.generators", "align.text", "align.tokenizers"},
     "align.data": {"align.files", "align.checkpoints", "align.sampling"},
     "align.training": {
         *(
