@@ -38,9 +38,10 @@ from align.types import SamplingConfig
 from evaluation.results import ResultRow
 from recipes.config import compose
 from recipes.evaluate import Judge, fid
-from recipes.parts import make_codes, make_generator, make_protocol
+from recipes.parts import make_generator, make_protocol
 from recipes.run import describe_device
 from recipes.train import align_generator
+from recipes.training_data import make_codes
 
 SEEDS = (1, 2, 3)
 BATCH = 64

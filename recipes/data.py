@@ -1,5 +1,11 @@
 """Make training data.
 
+align data encode: images to token codes, once, for a tokenizer.
+For example: align data encode source=imagenet/train generator=llamagen generator.tokenizer_checkpoint=vq_ds16_c2i.pt image_size=256
+
+align data show: some token codes as images again, to see that they are what they should be.
+For example: align data show runs/codes generator=llamagen generator.tokenizer_checkpoint=vq_ds16_c2i.pt
+
 align data pairs: preference pairs of the generator's own images, the best and the worst of each condition by a reward.
 For example: align data pairs num_prompts=2000 margin=1.0 winners=runs/pairs/winners.safetensors
 """
@@ -8,7 +14,11 @@ from __future__ import annotations
 
 import importlib
 
-KINDS = ("pairs",)  # each is a module recipes.data_KIND with main(overrides), and a configuration conf/data_KIND.yaml
+KINDS = (
+    "encode",
+    "show",
+    "pairs",
+)  # each is a module recipes.data_KIND with main(overrides), and a configuration conf/data_KIND.yaml
 
 
 def main(arguments: list[str]) -> None:

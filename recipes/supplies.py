@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from align.data import PairStream, PromptStream, Stream, TrainingStream
+from align.data import PairStream, PromptStream, Stream
 from align.files import write_text
 from align.generators import Generator
 from align.sampling import balanced_labels
@@ -25,8 +25,9 @@ from align.training.sources import Betas, Fakes, Pairs, RealData, Source
 from align.training.straight_through import StraightThrough
 from align.types import SamplingConfig
 from recipes.data_pairs import draw_pairs
-from recipes.parts import make_codes, make_objective, make_pairs, make_rewards, num_classes, use_bf16, zoo_file
+from recipes.parts import make_objective, make_rewards, num_classes, use_bf16, zoo_file
 from recipes.rounds import check_rounds
+from recipes.training_data import make_pairs, make_stream
 from rewards.perceptual import load_distance
 
 PAIRS_FILE, POOL_FILE = "pairs.safetensors", "fakes.safetensors"
@@ -91,9 +92,15 @@ def _check_reference(config: DictConfig, needs: Needs, source: str) -> None:
     if kind not in KINDS:
         raise ValueError(f"unknown reference.kind {kind!r}; known: {', '.join(KINDS)}")
     if kind == "cached":
-        if (needs.reference or _charges_kl(config) or guides) and source not in ("real", "pairs"):
+        asked = needs.reference or _charges_kl(config) or guides
+        if asked and source not in ("real", "pairs"):
             raise ValueError(
                 f"reference.kind=cached holds log-probs of a fixed dataset, and this objective trains on {source}; set reference.kind=frozen"
+            )
+        if asked and source == "real" and config.data.get("images") is not None:
+            raise ValueError(
+                "reference.kind=cached holds log-probs of stored tokens, and data.images are encoded as they come; encode "
+                "them first (align data encode), or set reference.kind=frozen"
             )
         CachedReference.check(needs.of_reference, ("tokens", "chosen", "rejected"))
     if kind != "frozen" and config.reference.sync_steps is not None:
@@ -203,13 +210,7 @@ def _stream(config: DictConfig, source: str, generator: Generator, folder: Path)
             label_drop=config.trainer.label_drop,
             negative_label=config.data.negative_label,
         )
-    return TrainingStream(
-        make_codes(config.data, generator),
-        length=length,
-        seed=config.seed,
-        label_drop=config.trainer.label_drop,
-        negative_label=config.data.negative_label,
-    )
+    return make_stream(config.data, generator, length=length, seed=config.seed, label_drop=config.trainer.label_drop)
 
 
 def _source(config: DictConfig, source: str, generator: Generator, folder: Path) -> Source:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,6 +14,34 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from align.files import write_atomically
+
+# class ids, int64 [N]; or a sequence that is read row by row: of class ids, each an int64 [], or of captions
+Labels = Tensor | Sequence[Any]
+
+
+class LazyCodes(ABC):
+    """Token codes of N images in A views each, too many for memory: read row by row, from any process.
+
+    labels_N: what each image is conditioned on.
+    tokenizer: sha256 of the weights that made the codes; None where their files do not say.
+    identity: sha256 that tells these codes from others, without reading them all.
+    shape: (N, A, L).
+    codebook_size, num_classes: tokens and class ids are below; None where that is known of a row only as it is read.
+    """
+
+    labels_N: Labels
+    tokenizer: str | None
+    identity: str
+    shape: tuple[int, int, int]
+    codebook_size: int | None
+    num_classes: int | None
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @abstractmethod
+    def __getitem__(self, place: tuple[int, int]) -> Tensor:
+        """int64 [L]: the tokens of (row, view)."""
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class CachedReference:
         bar = progress_bar(total=len(stream), description="reference log-probs", unit="img")
         columns = []
         for batch in DataLoader(stream, batch_size=batch_size):
-            batch = {name: tensor.to(generator.device) for name, tensor in batch.items()}
+            batch = {name: x.to(generator.device) if isinstance(x, Tensor) else x for name, x in batch.items()}
             given, _ = conditions(generator, batch)
             with torch.autocast(generator.device.type, torch.bfloat16, enabled=bf16):
                 found = reference.inputs(batch, given, wanted, Scoring())

@@ -17,7 +17,8 @@ from align.files import sha256_of_tensors
 from align.sampling import sample
 from align.types import SamplingConfig
 from recipes.cli import main
-from recipes.parts import make_codes, make_pairs, make_rewards
+from recipes.parts import make_rewards
+from recipes.training_data import make_codes, make_pairs
 from rewards.base import score_rewards
 
 FEW = ["num_prompts=6", "num_generations=3", "batch_size=7"]
@@ -205,8 +206,11 @@ def tiny_pairs(*, length: int = 49, largest: int = 63, label: int = 9, tokenizer
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"length": 48}, "pairs.safetensors: images of 48 tokens up to 0; the generator takes 49 tokens below 64"),
-        ({"largest": 64}, "images of 49 tokens up to 64; the generator takes 49 tokens below 64"),
+        (
+            {"length": 48},
+            r"pairs.safetensors: images of 48 tokens; this generator takes 49 \(7x7\): were they encoded at another image_size",
+        ),
+        ({"largest": 64}, "pairs.safetensors: tokens up to 64; the generator knows 0 to 63"),
         ({"label": 10}, "pairs.safetensors: class labels up to 10; the generator knows 0 to 9"),
         (
             {"tokenizer": "f" * 64},
@@ -236,7 +240,7 @@ def test_codes_of_unknown_classes_are_refused() -> None:
 @pytest.mark.parametrize(
     ("words", "usage", "setting"),
     [
-        (["data", "--help"], "usage: align data {pairs} [key=value ...]", None),
+        (["data", "--help"], "usage: align data {encode,pairs,show} [key=value ...]", None),
         (["data", "pairs", "--help"], "usage: align data pairs [key=value ...]", "  num_generations=8"),
         (["data", "pairs", "-h", "seed=2"], "usage: align data pairs [key=value ...]", "  reward={classifier,none}"),
     ],
