@@ -46,6 +46,8 @@ _FAMILIES = {
     ),
 }
 FAMILIES = tuple(_FAMILIES)
+FAMILY_SIGNS = {name: family.sign for name, family in _FAMILIES.items()}
+FAMILY_EXTRAS = {name: family.extras for name, family in _FAMILIES.items()}
 ZOO = Path(__file__).parent / "zoo"
 # the published names of LlamaGen's generators, which end in the image size; the tokenizer makes 16 pixels one token
 _LLAMAGEN_NAME = re.compile(r"(c2i_(B|L|XL|XXL|3B)|t2i_XL_stage[12])_(256|384|512)")

@@ -13,12 +13,13 @@ from pathlib import Path
 COMMANDS = {
     "train": ("recipes.train", "align a generator by an objective, measure, report"),
     "study": ("recipes.study", "train an objective and its control over seeds, compare with the base, report"),
-    "data": ("recipes.data", "make training data: `align data pairs` draws preference pairs"),
+    "data": ("recipes.data", "make training data: encode images, show codes, draw preference pairs"),
     "bench": ("recipes.bench", "run every experiment over generators and seeds, tabulate what each gained"),
     "sample": ("recipes.sample", "draw images from any checkpoint"),
     "eval": ("recipes.evaluate", "score a checkpoint under one sampling setting"),
     "sweep": ("recipes.sweep", "score a checkpoint over guidance scales and temperatures"),
     "report": ("recipes.report", "write a run's report.html again"),
+    "inspect": ("recipes.inspect_checkpoint", "tell what a checkpoint is, what is odd about it, and which recipes fit"),
     "zoo": ("recipes.zoo", "list the shipped generators, or show one's card"),
     "pretrain": ("recipes.pretrain", "make a zoo entry from nothing"),
 }

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from align.checkpoints import load_generator, zoo_entry
-from align.data import Codes, PreferencePairs
-from align.data.mnist import deformed, load_mnist
 from align.files import sha256_of_tensors
 from align.generators import Generator
 from align.training.adapters import merge_saved_adapters
@@ -46,6 +42,11 @@ def make_generator(config: DictConfig, **extra: Any) -> Generator:
         **settings,
         **extra,
     )
+    if config.size is not None and generator.size_name != config.size:
+        raise ValueError(
+            f"{config.checkpoint} is {generator.family} {generator.size_name or 'of an unpublished size'}, and this recipe's settings are for {config.size}. "
+            "Choose the experiment of its size, or set generator.size=null to use these settings all the same"
+        )
     if config.adapter is not None:
         merge_saved_adapters(generator, Path(config.adapter))
     return generator
@@ -53,54 +54,6 @@ def make_generator(config: DictConfig, **extra: Any) -> Generator:
 
 def make_sampling(config: DictConfig) -> SamplingConfig:
     return SamplingConfig(**OmegaConf.to_container(config))  # type: ignore[arg-type]
-
-
-def make_codes(config: DictConfig, generator: Generator) -> Codes:
-    """Token codes of a `data:` section: from a file, or `zoo:NAME` for those that come with a zoo entry.
-
-    With `deformed_copies` the zoo's digits come also slightly rotated, sheared and scaled, through the generator's own
-    tokenizer.
-    """
-    reference = config.codes
-    codes = Codes.load(zoo_file(reference, "codes") if reference.startswith("zoo:") else reference)
-    check_tokens(reference, [codes.tokens_NL], codes.labels_N, codes.tokenizer, generator)
-    if not config.deformed_copies:
-        return codes
-    if not reference.startswith("zoo:mnist"):
-        raise ValueError(f"data.deformed_copies deforms the zoo's digits, and data.codes is {reference}; set it to 0")
-    digits = load_mnist("train")
-    copies = [generator.encode(deformed(digits.images_NHWC, seed=copy)).cpu() for copy in range(config.deformed_copies)]
-    return Codes(torch.cat([codes.tokens_NL, *copies]), codes.labels_N.repeat(1 + len(copies)), codes.tokenizer)
-
-
-def make_pairs(path: str, generator: Generator) -> PreferencePairs:
-    """Preference pairs from a file, for a generator that speaks their tokens; any policy may have drawn them."""
-    pairs = PreferencePairs.load(path)
-    check_tokens(path, [pairs.chosen_NL, pairs.rejected_NL], pairs.labels_N, pairs.tokenizer, generator)
-    return pairs
-
-
-def check_tokens(
-    reference: str, images: Sequence[Tensor], labels_N: Tensor, tokenizer: str, generator: Generator
-) -> None:
-    """Refuse images [N, L] each that are not in the generator's tokens, or of classes that it does not know.
-
-    Raises:
-        ValueError: another length, vocabulary, number of classes or tokenizer (by its sha256, where the generator has one).
-    """
-    for tokens_NL in images:
-        if tokens_NL.shape[1] != generator.layout.length or tokens_NL.max() >= generator.vocab_size:
-            raise ValueError(
-                f"{reference}: images of {tokens_NL.shape[1]} tokens up to {tokens_NL.max()}; the generator takes {generator.layout.length} tokens below {generator.vocab_size}"
-            )
-    if generator.num_classes is not None and labels_N.max() >= generator.num_classes:
-        raise ValueError(
-            f"{reference}: class labels up to {labels_N.max()}; the generator knows 0 to {generator.num_classes - 1}"
-        )
-    if (found := tokenizer_hash(generator)) is not None and found != tokenizer:
-        raise ValueError(
-            f"{reference} was made by another tokenizer ({tokenizer[:12]}, the generator's is {found[:12]}); make it again with this one"
-        )
 
 
 def tokenizer_hash(generator: Generator) -> str | None:

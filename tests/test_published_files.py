@@ -51,6 +51,7 @@ def test_a_published_generator_fits(name: str) -> None:
     millions = sum(parameter.numel() for parameter in generator.parameters()) / 1e6
     found = (generator.layout.length, generator.sizes.num_layers, generator.sizes.num_heads, round(millions, 1))
     assert found == SIZES[name]
+    assert generator.size_name == name.split("_")[1]
     # what would be written is the file again: names, order, shapes and dtypes
     written, file = generator.published_state(), meta_file(name)
     assert list(written) == list(file.tensors)

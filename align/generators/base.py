@@ -47,6 +47,7 @@ class Generator(nn.Module, ABC):
     layout: TokenLayout
     vocab_size: int
     num_classes: int | None = None  # None: not class-conditional
+    size_name: str | None = None  # the published size that this is (XL, d16); None for any other
     gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
 
     @abstractmethod

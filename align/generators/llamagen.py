@@ -25,8 +25,8 @@ from align.generators.published import PublishedGenerator, describe
 from align.tokenizers import VQTokenizer
 from align.types import Condition
 
-# Heads of the published sizes (B, L, XL, XXL, 3B) by model width; shapes cannot tell
-PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 3200: 32}
+# the published sizes by model width: name, layers, and heads, which shapes cannot tell
+PUBLISHED = {768: ("B", 12, 12), 1024: ("L", 24, 16), 1280: ("XL", 36, 20), 1536: ("XXL", 48, 24), 3200: ("3B", 24, 32)}
 ROPE_BASE = 10000.0
 
 
@@ -61,6 +61,11 @@ class LlamaGenConfig:
     def condition_tokens(self) -> int:
         return self.caption_tokens or 1
 
+    @property
+    def size_name(self) -> str | None:
+        name, *sizes = PUBLISHED.get(self.dim, (None,))
+        return name if sizes == [self.num_layers, self.num_heads] else None
+
     @staticmethod
     def hidden(dim: int) -> int:
         """Width of the feed-forward layer in published models: 8/3 dim rounded up to a multiple of 256."""
@@ -94,14 +99,14 @@ class LlamaGenConfig:
             raise ValueError(
                 f"this is not a LlamaGen generator: it has no tensor {error}; {describe(tensors)}"
             ) from error
-        if num_heads is None and dim not in PUBLISHED_HEADS:
+        if num_heads is None and dim not in PUBLISHED:
             raise ValueError(f"no published LlamaGen is {dim} wide, and shapes do not tell the heads; pass num_heads=")
         rope = tensors.get("freqs_cis")
         told = None if rope is None else rope.shape[0] - condition.get("caption_tokens", 1)
         return LlamaGenConfig(
             dim=dim,
             num_layers=len({name.split(".")[1] for name in tensors if name.startswith("layers.")}),
-            num_heads=num_heads or PUBLISHED_HEADS[dim],
+            num_heads=num_heads or PUBLISHED[dim][2],
             hidden_dim=hidden_dim,
             vocab_size=vocab_size,
             grid=_grid(grid, told),
@@ -145,6 +150,7 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
         super().__init__(tokenizer)
         self.sizes = config  # not `config`: transformers.Trainer takes an attribute of that name for its own kind
         self.vocab_size = config.vocab_size
+        self.size_name = config.size_name
         self.layout = TokenLayout((1,) * (config.grid[0] * config.grid[1]))
         self.cls_embedding = cls_embedding
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)

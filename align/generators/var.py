@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,6 +58,12 @@ class VARConfig:
         check_patch_nums(self.patch_nums)
         if self.dim % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} does not divide dim={self.dim}")
+
+    @property
+    def size_name(self) -> str | None:
+        """Published sizes are 64 wide for each layer, with as many heads as layers."""
+        published = self.num_layers in (16, 20, 24, 30, 36) and self.num_heads == self.num_layers
+        return f"d{self.num_layers}" if published and self.dim == 64 * self.num_layers else None
 
     @staticmethod
     def infer(
@@ -146,17 +153,18 @@ class VAR(ClassConditional[MultiscaleVQTokenizer]):
         super().__init__(tokenizer)
         self.sizes = config  # not `config`: transformers.Trainer takes an attribute of that name for its own kind
         self.vocab_size = config.vocab_size
+        self.size_name = config.size_name
         self.num_classes = config.num_classes
         self.layout = TokenLayout(tuple(side * side for side in config.patch_nums))
         length, first = self.layout.length, self.layout.block_sizes[0]
         self.pos_start = nn.Parameter(torch.zeros(1, first, config.dim))
         self.pos_1LC = nn.Parameter(torch.zeros(1, length, config.dim))
-        levels = [scale for scale, size in enumerate(self.layout.block_sizes) for _ in range(size)]
-        self.register_buffer("lvl_1L", torch.tensor([levels]))
-        hidden = self.lvl_1L.mT < self.lvl_1L  # a token sees its own scale and the smaller ones
-        self.register_buffer(
-            "attn_bias_for_masking", hidden.float().masked_fill(hidden, -torch.inf).view(1, 1, length, length)
-        )
+        # by numpy: comparing tensors on the meta device, where files are loaded, would import torch's compiler
+        levels = np.repeat(np.arange(len(config.patch_nums)), self.layout.block_sizes)
+        hidden = levels[:, None] < levels  # a token sees its own scale and the smaller ones
+        mask = np.where(hidden, np.float32(-np.inf), np.float32(0))
+        self.register_buffer("lvl_1L", torch.from_numpy(levels[None]))
+        self.register_buffer("attn_bias_for_masking", torch.from_numpy(mask).view(1, 1, length, length))
         self.word_embed = nn.Linear(config.codebook_dim, config.dim)
         self.class_emb = nn.Embedding(config.num_classes + 1, config.dim)
         self.lvl_embed = nn.Embedding(len(config.patch_nums), config.dim)

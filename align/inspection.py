@@ -1,0 +1,237 @@
+"""What a checkpoint file is, told in seconds whatever its size: from names, shapes and a few values of each tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from align.checkpoints import FAMILIES, FAMILY_EXTRAS, FAMILY_SIGNS, empty_generator, infer_sizes, key_report, told_grid
+from align.files import sha256_of_file
+from align.tensor_files import TensorFile, read_tensors
+from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
+from align.tokenizers.multiscale_vq import SCALES_256
+
+HASHED_WHOLE = 1_000_000_000  # bytes that are hashed in half a second; larger files get a fingerprint
+SAMPLES = 4096  # values of a tensor that are looked at
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Facts about a checkpoint.
+
+    kind: a generator's family, `vq` or `multiscale-vq` for a tokenizer, None where it is neither.
+    size_name: the published size (XL, d16).
+    tokens: in an image, in words; codes: of the codebook.
+    digest: ("sha256", ...) of the whole file, or ("fingerprint", ...) of its parts' names, sizes and checksums.
+    beside: what else the file holds.
+    problems: why it cannot be loaded; odd: what can be loaded, and should be known.
+    """
+
+    path: Path
+    bytes: int
+    form: str
+    kind: str | None
+    size_name: str | None
+    parameters: int
+    dtypes: Mapping[str, int]
+    tokens: str | None
+    codes: int | None
+    image_size: int | None
+    digest: tuple[str, str]
+    beside: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+
+
+def inspect(path: Path | str, *, whole: bool = False) -> Inspection:
+    """Look at a checkpoint.
+
+    Args:
+        whole: hash all of a large file too (about a second for 2 GB).
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or no checkpoint at all (cut short, code in it).
+    """
+    file = read_tensors(Path(path))
+    found = _describe(file)
+    return Inspection(
+        path=file.path,
+        bytes=sum(part.stat().st_size for part in _parts(file.path)),
+        form=_form(file),
+        parameters=sum(tensor.numel() for tensor in file.tensors.values() if tensor.is_floating_point()),
+        dtypes=Counter(str(tensor.dtype).removeprefix("torch.") for tensor in file.tensors.values()),
+        digest=_digest(file.path, whole),
+        beside=_beside(file),
+        odd=[*found.pop("odd"), *_odd_values(file.tensors)],
+        **found,
+    )
+
+
+def _describe(file: TensorFile) -> dict[str, Any]:
+    for family, sign in FAMILY_SIGNS.items():
+        if sign in file.tensors:
+            return _generator(family, file)
+    for kind, sign in (
+        ("vq", "encoder.conv_blocks.0.res.0.conv1.weight"),
+        ("multiscale-vq", "encoder.down.0.block.0.conv1.weight"),
+    ):
+        if sign in file.tensors:
+            return _tokenizer(kind, file)
+    names = ", ".join(list(file.tensors)[:3])
+    return _nothing(
+        [f"no family that is known has such tensors: {names}, ...; known: {', '.join(FAMILIES)}, and tokenizers"]
+    )
+
+
+def _nothing(problems: list[str]) -> dict[str, Any]:
+    unknown = dict.fromkeys(("kind", "size_name", "tokens", "codes", "image_size"))
+    return {**unknown, "problems": problems, "odd": []}
+
+
+def _generator(family: str, file: TensorFile) -> dict[str, Any]:
+    odd: list[str] = []
+    settings: dict[str, Any] = {}
+    if family != "var" and told_grid(file) is None and "freqs_cis" not in file.tensors:
+        odd.append(
+            "the token grid is not told: pass grid=(16, 16) for 256 px, (24, 24) for 384 px, (32, 32) for 512 px"
+        )
+        settings["grid"] = (16, 16)
+    try:
+        sizes = infer_sizes(family, file, settings)
+    except ValueError as error:
+        return _nothing([str(error)]) | {"kind": family}
+    report = key_report(
+        empty_generator(family, sizes).state_dict(),
+        {name: tensor for name, tensor in file.tensors.items() if name not in FAMILY_EXTRAS[family]},
+        (),
+    )
+    if "freqs_cis" in file.tensors:
+        odd.append("freqs_cis: a rotary table, which is computed anew and written back")
+    sides = getattr(sizes, "patch_nums", None)
+    grid = None if settings else getattr(sizes, "grid", None)
+    if sides:
+        tokens, pixels = (
+            f"{sum(side * side for side in sides)} in {len(sides)} scales, up to {sides[-1]}x{sides[-1]}",
+            16 * sides[-1],
+        )
+    elif grid:
+        tokens, pixels = f"{grid[0] * grid[1]} ({grid[0]}x{grid[1]})", 16 * grid[1]
+    else:
+        tokens, pixels = "not told by the file", None
+    return {
+        "kind": family,
+        "size_name": sizes.size_name,
+        "tokens": tokens,
+        "codes": sizes.vocab_size,
+        "image_size": pixels,
+        "problems": [report] if report else [],
+        "odd": odd,
+    }
+
+
+def _tokenizer(kind: str, file: TensorFile) -> dict[str, Any]:
+    config: VQConfig | MultiscaleVQConfig
+    try:
+        with torch.device("meta"):
+            if kind == "vq":
+                config = VQConfig.infer(file.tensors)
+                expected: Mapping[str, Tensor] = VQTokenizer(config).state_dict()
+            else:
+                config = MultiscaleVQConfig.infer(file.tensors, patch_nums=SCALES_256)
+                expected = MultiscaleVQTokenizer(config).state_dict()
+    except ValueError as error:
+        return _nothing([str(error)]) | {"kind": kind}
+    statistics = ("quantize.codebook_used", "quantize.ema_vocab_hit_SV")  # of training; neither needed nor compared
+    report = key_report(
+        {name: tensor for name, tensor in expected.items() if name not in statistics},
+        {name: tensor for name, tensor in file.tensors.items() if name not in statistics},
+        (),
+    )
+    return {
+        "kind": kind,
+        "size_name": None,
+        "tokens": f"one for {config.downsampling}x{config.downsampling} pixels",
+        "codes": config.codebook_size,
+        "image_size": None,
+        "problems": [report] if report else [],
+        "odd": [],
+    }
+
+
+def _odd_values(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Numbers that no trained weights have, in a sample of each tensor."""
+    broken, empty = [], []
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        flat = tensor.reshape(-1) if tensor.is_contiguous() else tensor[:1].reshape(-1)
+        stride = max(1, len(flat) // SAMPLES)
+        values = torch.cat([flat[:64], flat[::stride][:SAMPLES], flat[-64:]]).float()
+        if values.isnan().any() or (values.isinf().any() and "mask" not in name):
+            broken.append(name)
+        elif tensor.dim() > 1 and not values.any() and "ema_vocab" not in name:
+            empty.append(name)
+    said = []
+    if broken:
+        said.append(f"not finite: {len(broken)} tensors, {', '.join(broken[:3])}")
+    if empty:
+        said.append(f"all zero where looked at: {len(empty)} tensors, {', '.join(empty[:3])}")
+    return said
+
+
+def _beside(file: TensorFile) -> list[str]:
+    if not isinstance(file.content, Mapping) or file.wrapper is None:
+        return []
+    outer = [str(key) for key in file.content if key != file.wrapper.split("/")[0]]
+    inner = file.content[file.wrapper.split("/")[0]] if "/" in file.wrapper else {}
+    return outer + [f"{file.wrapper.split('/')[0]}/{key}" for key in inner if key != file.wrapper.split("/")[1]]
+
+
+def _form(file: TensorFile) -> str:
+    if file.path.is_dir():
+        return (
+            f"a folder of {len(set(file.shards.values()))} weight files"
+            if file.shards
+            else "a folder with one weight file"
+        )
+    if file.content is None:
+        return "safetensors"
+    return f"torch file, {f'under {file.wrapper!r}' if file.wrapper else 'bare'}"
+
+
+def _parts(path: Path) -> list[Path]:
+    return sorted(part for part in path.iterdir() if part.is_file()) if path.is_dir() else [path]
+
+
+def _digest(path: Path, whole: bool) -> tuple[str, str]:
+    parts = _parts(path)
+    if len(parts) == 1 and (whole or parts[0].stat().st_size <= HASHED_WHOLE):
+        return "sha256", sha256_of_file(parts[0])
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.name.encode() if len(parts) > 1 else b"")
+        if whole:
+            digest.update(sha256_of_file(part).encode())
+        elif zipfile.is_zipfile(part):
+            for entry in zipfile.ZipFile(part).infolist():  # torch keeps a CRC-32 of every tensor
+                digest.update(f"{entry.filename.partition('/')[2]} {entry.CRC} {entry.file_size}".encode())
+        else:
+            _update_sampled(digest, part)
+    return "fingerprint", digest.hexdigest()
+
+
+def _update_sampled(digest: Any, part: Path, pieces: int = 256, length: int = 4096) -> None:
+    size = part.stat().st_size
+    digest.update(str(size).encode())
+    with part.open("rb") as handle:
+        for piece in range(pieces):
+            handle.seek(size * piece // pieces)
+            digest.update(handle.read(length))

@@ -1,0 +1,92 @@
+"""Tell what a checkpoint file or folder is: family, size, tokens, dtype, hash, what is missing or odd, which recipes fit.
+
+It takes seconds whatever the size, and runs no code from the file. Large files get a fingerprint of their parts'
+checksums; add whole=true to hash every byte.
+For example: align inspect c2i_XL_384.pt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from align.inspection import Inspection, inspect
+from recipes.config import CONF, options
+
+TOKENIZERS = {"vq": "LlamaGen's VQ tokenizer", "multiscale-vq": "VAR's multi-scale tokenizer"}
+
+
+def main(arguments: list[str]) -> None:
+    paths = [argument for argument in arguments if argument not in ("whole=true", "whole=false")]
+    if len(paths) != 1:
+        raise ValueError(
+            f"align inspect takes one file or folder, and whole=true if wanted; got {' '.join(arguments) or 'nothing'}"
+        )
+    found = inspect(paths[0], whole="whole=true" in arguments)
+    width = 14
+    for name, value in lines(found):
+        print(f"{name:<{width}}{value}")
+    if found.problems:
+        raise ValueError(f"{found.path} cannot be loaded: {'; '.join(found.problems)}")
+
+
+def lines(found: Inspection) -> Iterator[tuple[str, str]]:
+    """(what, value) of everything there is to say."""
+    yield str(found.path), ""
+    yield "file", f"{_bytes(found.bytes)}, {found.form}"
+    yield "is", describe(found)
+    tensors = sum(found.dtypes.values())
+    yield (
+        "parameters",
+        f"{found.parameters / 1e6:,.1f} M in {tensors} tensors: {', '.join(f'{n} {d}' for d, n in found.dtypes.items())}",
+    )
+    if found.tokens:
+        yield (
+            "tokens",
+            f"{found.tokens}, of {found.codes:,} codes" + (f"; {found.image_size} px" if found.image_size else ""),
+        )
+    yield found.digest[0], found.digest[1]
+    if found.beside:
+        yield "also holds", ", ".join(found.beside)
+    for remark in found.odd:
+        yield "odd", remark
+    if found.kind in TOKENIZERS or found.kind is None:
+        return
+    fitting = fitting_experiments(found.kind, found.size_name, found.image_size)
+    yield (
+        "recipes",
+        ", ".join(fitting) if fitting else "none of its size; those of its family run with generator.size=null",
+    )
+
+
+def describe(found: Inspection) -> str:
+    if found.kind is None:
+        return "unknown"
+    if found.kind in TOKENIZERS:
+        return TOKENIZERS[found.kind]
+    return f"a generator: {found.kind}" + (
+        f", published size {found.size_name}" if found.size_name else ", of no published size"
+    )
+
+
+def fitting_experiments(family: str, size: str | None, image_size: int | None) -> list[str]:
+    """Names of the experiments for this family, size and image size, where they say so."""
+    found = []
+    for name in options("experiment"):
+        experiment: dict[str, Any] = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
+        chosen = {"override /generator": None} | {
+            k: v for entry in experiment.get("defaults", []) for k, v in entry.items()
+        }
+        section = experiment.get("generator") or {}
+        grid = (section.get("config") or {}).get("grid")
+        if chosen["override /generator"] != family or section.get("size") not in (None, size):
+            continue
+        if grid is None or image_size is None or 16 * grid[0] == image_size:
+            found.append(name)
+    return found
+
+
+def _bytes(number: int) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
