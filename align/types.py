@@ -22,6 +22,9 @@ class Condition:
 
     `tensors` is whatever the generator family needs (LlamaGen class-conditional: {"label": int64 [B]}); every tensor
     has the batch as its first dimension. Only the generator that made a condition looks inside.
+
+    Texts of several lengths stand right-aligned: [B, T, ...], padding first, which is zeros (False in a mask). Conditions
+    of another T are compared and joined so, by more padding where it is shorter.
     """
 
     tensors: Mapping[str, Tensor]
@@ -37,21 +40,37 @@ class Condition:
 
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
-        return Condition({name: torch.cat([c.tensors[name] for c in conditions]) for name in conditions[0].tensors})
+        names = conditions[0].tensors
+        return Condition({name: torch.cat(_right_aligned([c.tensors[name] for c in conditions])) for name in names})
 
     def where(self, mask_B: Tensor, other: Condition) -> Condition:
         """Rows of `other` where the mask is set, own rows elsewhere."""
-        return Condition(
-            {
-                name: torch.where(mask_B.view(-1, *[1] * (tensor.dim() - 1)), other.tensors[name], tensor)
-                for name, tensor in self.tensors.items()
-            }
-        )
+        mixed = {}
+        for name, tensor in self.tensors.items():
+            own, new = _right_aligned([tensor, other.tensors[name]])
+            mixed[name] = torch.where(mask_B.view(-1, *[1] * (own.dim() - 1)), new, own)
+        return Condition(mixed)
 
     def equals(self, other: Condition) -> Tensor:
         """bool [B]: rows that are the same condition in both."""
-        same = [(tensor == other.tensors[name]).reshape(len(self), -1) for name, tensor in self.tensors.items()]
+        same = []
+        for name, tensor in self.tensors.items():
+            own, new = _right_aligned([tensor, other.tensors[name]])
+            same.append((own == new).reshape(len(self), -1))
         return torch.cat(same, dim=1).all(dim=1)
+
+
+def _right_aligned(tensors: list[Tensor]) -> list[Tensor]:
+    """Tensors [B, T, ...] of one T: the longest's, with zeros before what is shorter. [B] and equal ones stay."""
+    lengths = {tensor.shape[1] for tensor in tensors if tensor.dim() > 1}
+    if len(lengths) < 2:
+        return tensors
+    longest = max(lengths)
+    padded = []
+    for tensor in tensors:
+        padding = tensor.new_zeros(len(tensor), longest - tensor.shape[1], *tensor.shape[2:])
+        padded.append(torch.cat([padding, tensor], dim=1))
+    return padded
 
 
 @dataclass(frozen=True)

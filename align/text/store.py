@@ -171,7 +171,9 @@ class CachedTextEncoder:
                 f"{captions[missing[0]][:80]!r}; make them: align data captions source=FILE text_encoder=PATH output_dir={self.store.folder}"
             )
         made = self.encoder.encode_rows([texts[row] for row in missing])
-        self._pending.update((keys[row], features.cpu()) for row, features in zip(missing, made, strict=True))
+        self._pending.update(
+            (keys[row], features.to("cpu", copy=True)) for row, features in zip(missing, made, strict=True)
+        )
         if len(self._pending) >= SHARD_CAPTIONS:
             self.flush()
         return keys, len(missing)

@@ -234,17 +234,25 @@ def conditions(generator: Generator, batch: Batch) -> tuple[dict[str, Condition]
 
     A batch without negatives has none.
     """
-    own = generator.encode_condition(batch["label"])
+    labels = [batch[name] for name in ("label", "negative_label") if name in batch]
+    # in one go: equal captions then have equal features, and a text encoder runs once
+    encoded, rows = generator.encode_condition(_joined(labels)), len(batch["dropped"])
+    own, negative = encoded[:rows], encoded[rows:]
+    collision_B = own.equals(negative) if len(negative) else torch.zeros_like(batch["dropped"])
     if "beta" in batch:
         own = Condition({**own.tensors, "beta": batch["beta"].to(own.tensors["beta"].dtype)})
     null = generator.null_condition(own)
     found = {"null": null, "own": own.where(batch["dropped"], null)}
-    collision_B = torch.zeros_like(batch["dropped"])
-    if "negative_label" in batch:
-        negative = generator.encode_condition(batch["negative_label"])
+    if len(negative):
         found["negative"] = negative.where(batch["dropped"], null)
-        collision_B = own.equals(negative)
     return found, collision_B
+
+
+def _joined(labels: Sequence[Any]) -> Any:
+    """Class ids one after another, or captions."""
+    if isinstance(labels[0], Tensor):
+        return torch.cat(list(labels))
+    return [label for part in labels for label in part]
 
 
 def compute_logits(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from align.data.prompts import raw_condition
 from align.generators.base import evaluating
 from align.objectives import Advantages, group_advantages
 from align.sampling import sample
@@ -106,11 +107,11 @@ class Rollouts(RealData):
     # --- collect
 
     def _collect(self, batches: list[dict[str, Any]], step: Step) -> list[dict[str, Tensor]]:
-        raw = [row for batch in batches for row in _rows(batch["label"])]
+        rows = [row for batch in batches for row in batch["row"]]
         position_N = torch.cat([batch["position"] for batch in batches])
         sizes = [len(batch["position"]) for batch in batches]
         clock = time.monotonic()
-        tokens_NL, behaviour_NL, values_NR = self._sample_and_score(raw, position_N, step, self.settings.sampling)
+        tokens_NL, behaviour_NL, values_NR = self._sample_and_score(rows, position_N, step, self.settings.sampling)
         seconds = time.monotonic() - clock
 
         fields = {"rollout": tokens_NL, "behaviour": behaviour_NL, "position": position_N}
@@ -132,20 +133,19 @@ class Rollouts(RealData):
             kept = {"advantages": advantages_B[:, None] * weights_BL, "kept": kept_B, "num_kept": num_kept}
             buffer.append({**{name: extra[name] for name in (*fields, "old") if name in extra}, **kept})
         self._log(step, advantages, values_NR, tokens_NL, seconds)
-        self._probe(raw, position_N, step)
+        self._probe(rows, position_N, step)
         return buffer
 
     def _sample_and_score(
-        self, raw: list[Any], position_N: Tensor, step: Step, sampling: SamplingConfig
+        self, rows: list[dict[str, Any]], position_N: Tensor, step: Step, sampling: SamplingConfig
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [N, L], behaviour log-probs [N, L] and rewards [N, R] (NaN: not applicable)."""
         tokens, behaviour, values = [], [], []
-        for rows in chunks(len(raw), self.settings.batch_size):
-            condition = step.policy.encode_condition(raw[rows])
-            rollout = sample(step.policy, condition, sampling, index_B=position_N[rows])
+        for part in chunks(len(rows), self.settings.batch_size):
+            condition = step.policy.encode_condition([raw_condition(row) for row in rows[part]])
+            rollout = sample(step.policy, condition, sampling, index_B=position_N[part])
             images = step.policy.decode(rollout.tokens_BL).cpu()
-            described = [{"label": label} for label in raw[rows]]
-            scores = score_rewards(self.rewards, images, described, timeout=self.settings.timeout)
+            scores = score_rewards(self.rewards, images, rows[part], timeout=self.settings.timeout)
             tokens.append(rollout.tokens_BL)
             behaviour.append(rollout.logprobs_BL)
             values.append(scores.values_NR)
@@ -227,14 +227,14 @@ class Rollouts(RealData):
         }
         step.log(metrics)
 
-    def _probe(self, raw: list[Any], position_N: Tensor, step: Step) -> None:
+    def _probe(self, rows: list[dict[str, Any]], position_N: Tensor, step: Step) -> None:
         """Guided training moves the guidance-free model too: its reward, on the same prompts, every so many steps."""
         guided = self.settings.sampling.guidance_scale != 1.0
         if not guided or step.index % self.settings.probe_every:
             return
         plain = SamplingConfig(seed=self.settings.sampling.seed, temperature=self.settings.sampling.temperature)
         with evaluating(step.policy):
-            _, _, values_NR = self._sample_and_score(raw, position_N, step, plain)
+            _, _, values_NR = self._sample_and_score(rows, position_N, step, plain)
         step.log(
             {
                 f"reward_unguided/{reward.name}": Average.of(
@@ -257,7 +257,3 @@ class Rollouts(RealData):
         for name, tensor in state.items():
             index, key = name.split(".", 1)
             self.buffer[int(index)][key] = tensor
-
-
-def _rows(label: Any) -> list[Any]:
-    return label.tolist() if isinstance(label, Tensor) else list(label)

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler, default_collate
+from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from align.data import PromptStream, Stream
+from align.data.prompts import collate
 from align.files import write_text
 from align.generators.base import Generator
 from align.tensor_files import read_tensors, save_tensors
@@ -86,8 +87,8 @@ class AlignTrainer(Trainer):
         self.step_averages: dict[str, Average] = {}
         args.remove_unused_columns = False
         callbacks = [_EndOfStep(self), *(callbacks or [])]
-        # transformers' own collator renames the key "label"
-        super().__init__(generator, args, data_collator=default_collate, train_dataset=stream, callbacks=callbacks)
+        # transformers' own collator renames the key "label", and stacks no rows
+        super().__init__(generator, args, data_collator=collate, train_dataset=stream, callbacks=callbacks)
         for noisy in (PrinterCallback, ProgressCallback):
             self.remove_callback(noisy)
         world = self.accelerator.num_processes
@@ -107,6 +108,15 @@ class AlignTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.stream)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """All matrices, but not biases, norms, and what the generator's authors exempt."""
+        exempt = self.generator.undecayed
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.dim() >= 2 and not any(part in name for part in exempt)
+        ]
 
     def _penalty_terms(self) -> list[Term]:
         return [penalty.term(self.view) for penalty in self.penalties]
@@ -132,7 +142,16 @@ class AlignTrainer(Trainer):
             accelerator=self.accelerator,
             log=self._collect,
         )
-        return self.source.prepare(batches, step)
+        return self.source.prepare([self._encoded(batch) for batch in batches], step)
+
+    def _encoded(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Images that come as pixels become the generator's tokens."""
+        if "pixels" not in batch:
+            return batch
+        # rows that stand in for an image that cannot be read; logged as their share
+        self._collect({"unreadable": Average.of(batch["replaced"])})
+        rest = {name: value for name, value in batch.items() if name not in ("pixels", "replaced")}
+        return {**rest, "tokens": self.generator.encode(batch["pixels"])}
 
     def compute_loss(
         self,

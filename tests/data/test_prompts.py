@@ -1,13 +1,16 @@
-"""Conditions for rollouts: in groups, reshuffled each pass, repeated for further updates, by position alone."""
+"""Prompt files; and conditions for rollouts: in groups, reshuffled each pass, repeated for further updates, by position alone."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from align.data import PromptStream
+from align.data.prompts import collate, read_captions, read_prompts
 
 SETTINGS: dict[str, Any] = {"length": 96, "seed": 1, "num_generations": 3, "rows_per_step": 6}
 
@@ -81,3 +84,118 @@ def test_the_fingerprint_tells_streams_apart(change: dict[str, int]) -> None:
 def test_what_makes_no_groups_is_refused(prompts: Any, change: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         stream(prompts, **change)
+
+
+# --- rows
+
+
+def test_rows_keep_all_their_columns() -> None:
+    rows = [{"prompt": "a dog", "include": [{"class": "dog", "count": 1}], "seed": None}, {"label": 3}]
+    items = stream(rows, num_generations=1)
+    found = {item["label"]: item["row"] for item in (items[row] for row in range(2))}
+    assert found == {"a dog": rows[0], 3: rows[1]}
+    assert stream(rows).fingerprint != stream([{"prompt": "a dog"}, {"label": 3}]).fingerprint
+
+
+def test_bare_conditions_become_rows() -> None:
+    items = stream(["a dog", 3], num_generations=1)
+    assert {item["label"]: item["row"] for item in (items[0], items[1])} == {
+        "a dog": {"prompt": "a dog"},
+        3: {"label": 3},
+    }
+
+
+def test_a_row_without_a_condition_is_refused() -> None:
+    with pytest.raises(ValueError, match="a row has the columns 'text'; it needs a 'prompt', or a class as 'label'"):
+        stream([{"text": "a dog"}])
+
+
+def test_batches_list_texts_and_rows_and_stack_the_rest() -> None:
+    texts, classes = stream([{"prompt": "a dog", "more": [1]}, "a cat"]), stream(range(8))
+    batch = collate([texts[row] for row in range(6)])
+    assert batch["label"] == [row["prompt"] for row in batch["row"]]
+    assert set(batch["label"]) == {"a dog", "a cat"}
+    assert batch["position"].tolist() == list(range(6))
+    assert batch["dropped"].dtype == torch.bool
+    batch = collate([classes[row] for row in range(6)])
+    assert batch["label"].tolist() == [row["label"] for row in batch["row"]]
+    assert "row" not in collate([{"position": torch.tensor(1)}])
+
+
+# --- files
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "prompts.txt", "\ufeff a red cube\r\n\n  \nein Würfel\u2028rot\nlast")
+    assert read_prompts(path) == [{"prompt": "a red cube"}, {"prompt": "ein Würfel\u2028rot"}, {"prompt": "last"}]
+    assert read_captions(path) == ["a red cube", "ein Würfel\u2028rot", "last"]
+
+
+def test_a_jsonl_file_keeps_all_columns(tmp_path: Path) -> None:
+    rows = [{"prompt": "a red cube", "tag": "colors", "include": [{"class": "cube"}]}, {"prompt": "", "tag": None}]
+    path = write(tmp_path, "prompts.jsonl", "\n\n".join(json.dumps(row) for row in rows) + "\n")
+    assert read_prompts(path) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "prompt\na cat", r"a.csv is no prompt file; .txt \(a prompt a line\) and .jsonl"),
+        ("a.txt", " \n\n", "a.txt holds no prompts"),
+        ("a.jsonl", "", "a.jsonl holds no prompts"),
+        ("a.jsonl", '{"prompt": "a"}\n\n{"prompt"', "a.jsonl, line 3 is not JSON .*: '{\"prompt\"'"),
+        ("a.jsonl", '["a cat"]', r"a.jsonl, line 1 is '\[\"a cat\"\]'; a .jsonl has an object"),
+        ("a.jsonl", '{"prompt": 5}', "line 1 has the columns 'prompt'; every line needs a text in the column 'prompt'"),
+        ("a.jsonl", '{"text": "a", "id": 1}', "line 1 has the columns 'text', 'id'; every line needs a text"),
+        ("a.jsonl", "{}", "line 1 has no columns; every line needs a text"),
+        ("a.txt", b"\xff\xfea\x00", "a.txt is not UTF-8 text .*; save it as that"),
+    ],
+)
+def test_what_is_no_prompt_file_is_refused(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_prompts(write(tmp_path, name, content))
+
+
+def test_no_file_is_said(tmp_path: Path) -> None:
+    for read in (read_prompts, read_captions):
+        with pytest.raises(FileNotFoundError, match="no file of prompts or captions at .*none.txt"):
+            read(tmp_path / "none.txt")
+
+
+def test_captions_come_in_any_of_three_columns_and_in_lists(tmp_path: Path) -> None:
+    rows = [{"text": ["one", "two"], "caption": "no"}, {"caption": "three", "text": None}, {"prompt": "four"}]
+    path = write(tmp_path, "captions.jsonl", "\n".join(json.dumps(row) for row in rows))
+    assert read_captions(path) == ["one", "two", "three", "four"]
+
+
+def test_captions_of_a_folder_of_shards(tmp_path: Path) -> None:
+    for shard, caption in ((1, "two"), (0, "one")):
+        write(tmp_path, f"shard-{shard:05d}.jsonl", json.dumps({"caption": caption, "more": {"text": "no"}}))
+    write(tmp_path, "other.jsonl", '{"caption": "no"}')
+    assert read_captions(tmp_path) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "a cat", "a.csv is no caption file; .txt"),
+        ("a.txt", "\n", "a.txt holds no captions"),
+        ("a.jsonl", '{"image": "a.png"}', "line 1 has the columns 'image'; .* in a column text, caption, prompt"),
+        ("a.jsonl", '{"text": ["a", null]}', "line 1 has the columns 'text'; every line needs a text, or a list"),
+        ("a.jsonl", '{"text": []}', "line 1 has the columns 'text'; every line needs a text, or a list"),
+    ],
+)
+def test_what_is_no_caption_file_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_captions(write(tmp_path, name, content))
+
+
+def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no captions: there is no shard-\*.jsonl in it"):
+        read_captions(tmp_path)

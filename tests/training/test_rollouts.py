@@ -43,7 +43,7 @@ def rollout_trainer(
 
 
 def joined(batches: list[dict[str, Any]]) -> dict[str, Tensor]:
-    names = [name for name in batches[0] if name != "num_kept"]
+    names = [name for name in batches[0] if name not in ("num_kept", "row")]
     return {name: torch.cat([batch[name] for batch in batches]) for name in names}
 
 
