@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from align.generators.base import TokenLayout
 from align.generators.labels import ClassConditional
+from align.generators.next_scale import AdaptiveNorm, DropPath, FeedForward, normalize
 from align.generators.published import describe
 from align.tokenizers import MultiscaleVQTokenizer
 from align.tokenizers.multiscale_vq import SCALES_256, SCALES_512, check_patch_nums, shrink
@@ -27,7 +28,6 @@ from align.types import Condition
 
 # patch_nums of the published files by their number of tokens
 PUBLISHED_SCALES = {680: SCALES_256, 2240: SCALES_512}
-NORM_EPS = 1e-6
 MAX_LOG_SCALE = math.log(100)
 
 
@@ -172,7 +172,7 @@ class VAR(ClassConditional[MultiscaleVQTokenizer]):
             self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 6 * config.dim))
         last = max(config.num_layers - 1, 1)
         self.blocks = nn.ModuleList(_Block(config, config.drop_path * i / last) for i in range(config.num_layers))
-        self.head_nm = _AdaptiveNorm(config.dim)
+        self.head_nm = AdaptiveNorm(config.dim)
         self.head = nn.Linear(config.dim, config.vocab_size)
 
     def initialize(self, generator: torch.Generator) -> None:
@@ -289,22 +289,6 @@ class VAR(ClassConditional[MultiscaleVQTokenizer]):
         return self.require_tokenizer().decode_soft(weights_BLV)
 
 
-def _normalize(x: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
-
-
-class _AdaptiveNorm(nn.Module):
-    """The norm before the output layer, scaled and shifted by the class."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(dim, 2 * dim))
-
-    def forward(self, x: Tensor, class_BC: Tensor) -> Tensor:
-        scale, shift = self.ada_lin(class_BC).unsqueeze(1).chunk(2, dim=-1)
-        return _normalize(x) * (1 + scale) + shift
-
-
 class _Attention(nn.Module):
     zero_k_bias: Tensor
 
@@ -338,25 +322,14 @@ class _Attention(nn.Module):
         return self.dropout(self.proj(h.transpose(1, 2).flatten(2)))
 
 
-class _FeedForward(nn.Module):
-    def __init__(self, config: VARConfig) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(config.dim, config.hidden_dim)
-        self.fc2 = nn.Linear(config.hidden_dim, config.dim)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.fc2(F.gelu(self.fc1(x), approximate="tanh")))
-
-
 class _Block(nn.Module):
     def __init__(self, config: VARConfig, drop_path: float) -> None:
         super().__init__()
-        self.drop_path = _DropPath(drop_path)
+        self.drop_path = DropPath(drop_path)
         if config.shared_adaln:
             self.ada_gss = nn.Parameter(torch.zeros(1, 1, 6, config.dim))
         self.attn = _Attention(config)
-        self.ffn = _FeedForward(config)
+        self.ffn = FeedForward(config.dim, config.hidden_dim, config.dropout)
         if not config.shared_adaln:
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 6 * config.dim))
 
@@ -368,15 +341,5 @@ class _Block(nn.Module):
         else:
             parts = self.ada_lin(modulation).unflatten(-1, (1, 6, -1))
         gamma1, gamma2, scale1, scale2, shift1, shift2 = parts.unbind(2)
-        x = x + self.drop_path(self.attn(_normalize(x) * (1 + scale1) + shift1, mask, kv, position) * gamma1)
-        return x + self.drop_path(self.ffn(_normalize(x) * (1 + scale2) + shift2) * gamma2)
-
-
-class _DropPath(nn.Dropout):
-    """Leaves out the branch of whole rows, in train mode (stochastic depth)."""
-
-    def forward(self, branch: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return branch
-        keep = 1 - self.p
-        return branch * torch.empty(len(branch), 1, 1, device=branch.device).bernoulli_(keep).div_(keep)
+        x = x + self.drop_path(self.attn(normalize(x) * (1 + scale1) + shift1, mask, kv, position) * gamma1)
+        return x + self.drop_path(self.ffn(normalize(x) * (1 + scale2) + shift2) * gamma2)
