@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,29 @@ def compose(command: str, overrides: list[str]) -> DictConfig:
                 f"required and not given: {', '.join(sorted(missing))}. Add for example {min(missing)}=VALUE"
             )
         OmegaConf.resolve(config)
+        _settle_accumulation(config, {item.key_or_group for item in parsed})
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(_explain(error, parsed)) from error
     return config
+
+
+def _settle_accumulation(config: DictConfig, given: set[str]) -> None:
+    """Derive the accumulation from the global batch, so that the number of processes changes nothing else."""
+    trainer = config.get("trainer")
+    if trainer is None or trainer.get("global_batch_size") is None:
+        return
+    total, rows = trainer.global_batch_size, trainer.per_device_train_batch_size
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if "trainer.gradient_accumulation_steps" in given:
+        raise ValueError(
+            f"trainer.global_batch_size={total} decides the accumulation; set that one, or trainer.global_batch_size=null"
+        )
+    if total % (rows * world):
+        raise ValueError(
+            f"trainer.global_batch_size={total} does not divide among {world} process(es) of trainer.per_device_train_batch_size={rows} rows; "
+            "choose a micro-batch that divides it"
+        )
+    trainer.gradient_accumulation_steps = total // (rows * world)
 
 
 def _compose(command: str, overrides: list[str]) -> DictConfig:

@@ -74,6 +74,10 @@ def check_recipe(config: DictConfig) -> None:
         raise ValueError(
             f"this objective trains on {source}, which need a reward of a weight other than 0; choose reward=classifier, or name yours: reward.rewards"
         )
+    if config.reproduce_bugs.label_drop_in_update and source != "actions":
+        raise ValueError(
+            f"reproduce_bugs.label_drop_in_update is VA-pi's, and this objective trains on {source}; set it to 0 (trainer.label_drop drops labels properly)"
+        )
     if source == "rollouts":
         _check_rollouts(config)
     check_rounds(config)
@@ -105,6 +109,10 @@ def _check_reference(config: DictConfig, needs: Needs, source: str) -> None:
         CachedReference.check(needs.of_reference, ("tokens", "chosen", "rejected"))
     if kind != "frozen" and config.reference.sync_steps is not None:
         raise ValueError(f"reference.kind={kind} cannot move; set reference.sync_steps=null, or kind=frozen")
+    if config.reproduce_bugs.reference_dropout and (kind != "frozen" or not config.trainer.dropout):
+        raise ValueError(
+            "reproduce_bugs.reference_dropout is for a frozen reference of a policy with dropout; set reference.kind=frozen and trainer.dropout"
+        )
     if kind == "adapter_off" and guides:
         raise ValueError(
             "rollout.null_branch=reference asks a reference of its own; set reference.kind=frozen, or null_branch=detached"
@@ -246,7 +254,8 @@ def _source(config: DictConfig, source: str, generator: Generator, folder: Path)
             file = str(zoo_file(weights, "reward")) if weights.startswith("zoo:") else weights
             perceptual = Perceptual(chosen["kind"], load_distance(chosen["kind"], file))
         kind = Actions if source == "actions" else StraightThrough
-        return kind(ActionSettings(**settings), perceptual, seed=config.seed)
+        late = config.reproduce_bugs.label_drop_in_update
+        return kind(ActionSettings(**settings, label_drop_in_update=late), perceptual, seed=config.seed)
     return Pairs() if source == "pairs" else RealData()
 
 
@@ -269,4 +278,5 @@ def _reference(
         )
         cached.save(path, stream)
         return cached
-    return FrozenReference(generator, sync_steps=section.sync_steps, mixup=section.mixup)
+    dropout = config.reproduce_bugs.reference_dropout
+    return FrozenReference(generator, sync_steps=section.sync_steps, mixup=section.mixup, dropout=dropout)

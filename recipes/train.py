@@ -45,6 +45,7 @@ from recipes.supplies import Supplies, check_recipe, make_supplies
 ADAPTER_FOLDER = "adapter"
 # settings of the trainer section that are ours; all others go to transformers.TrainingArguments
 OURS = (
+    "global_batch_size",
     "label_drop",
     "dropout",
     "precision",

@@ -48,6 +48,9 @@ class Generator(nn.Module, ABC):
     vocab_size: int
     num_classes: int | None = None  # None: not class-conditional
     size_name: str | None = None  # the published size that this is (XL, d16); None for any other
+    undecayed: tuple[
+        str, ...
+    ] = ()  # parts of names that the authors exempt from weight decay, beside all of one dimension
     gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
 
     @abstractmethod

@@ -17,7 +17,7 @@ from align.training.inputs import conditions
 from align.training.sources import RealData, Step, chunks
 from align.types import Average
 
-_ACTIONS = 5  # separates this random stream from others of the same seed
+_ACTIONS, _LATE_DROP = 5, 8  # separate these random streams from others of the same seed
 # float [N, 3, H, W] in [-1, 1], twice -> distance [N]
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -38,6 +38,8 @@ class ActionSettings:
     noise: probability that a context token is replaced by a uniformly drawn one, ξ; one mask for all draws of an image.
     mse_weight, perceptual_weight: reward = -(mse_weight MSE + perceptual_weight distance), pixels in [-1, 1].
     advantage_clip: bound on the normalised advantages.
+    label_drop_in_update: share of rows whose condition the update drops although their actions were drawn with it, as
+        the released code has it for LlamaGen: the ratio of such a row compares two conditions.
     """
 
     num_generations: int = 8
@@ -46,8 +48,11 @@ class ActionSettings:
     perceptual_weight: float = 1.0
     advantage_clip: float | None = 5.0
     batch_size: int = 256
+    label_drop_in_update: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.label_drop_in_update <= 1:
+            raise ValueError(f"label_drop_in_update is {self.label_drop_in_update}; it is a probability, in [0, 1]")
         if not 0 <= self.noise <= 1:
             raise ValueError(f"actions.noise is {self.noise}; it is a probability, in [0, 1]")
         if self.num_generations < 2:
@@ -99,7 +104,16 @@ class Actions(RealData):
             "context": context_BL,
             "actions": actions_BGL,
             "advantages": advantages.advantages_N.view_as(reward_BG).to(tokens_BL.device),
+            **self._dropped_later(batch, logprobs_BLV, actions_BGL),
         }
+
+    def _dropped_later(self, batch: dict[str, Any], logprobs_BLV: Tensor, actions_BGL: Tensor) -> dict[str, Tensor]:
+        share = self.settings.label_drop_in_update
+        if not share:
+            return {}
+        drawn = [np.random.default_rng([_LATE_DROP, self.seed, int(p)]).random() < share for p in batch["position"]]
+        old_BGL = logprobs_BLV.gather(-1, actions_BGL.transpose(1, 2)).transpose(1, 2)
+        return {"dropped": batch["dropped"] | torch.tensor(drawn, device=batch["dropped"].device), "old": old_BGL}
 
     def _random(self, position_B: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Uniforms for the context [B, 2, L] and for the draws [B, G, L], a function of seed and position alone."""

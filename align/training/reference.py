@@ -47,9 +47,13 @@ class FrozenReference:
 
     With `sync_steps` it is a snapshot: every so many steps it moves to mixup * policy + (1 - mixup) * itself (TRL's
     ref_model_sync_steps and ref_model_mixup_alpha; mixup 1 replaces it, a small one every step is an average).
+
+    dropout: it drops out as a policy does while it trains, as CCA's released code has it; gaps then start at that noise.
     """
 
-    def __init__(self, generator: Generator, *, sync_steps: int | None = None, mixup: float = 1.0) -> None:
+    def __init__(
+        self, generator: Generator, *, sync_steps: int | None = None, mixup: float = 1.0, dropout: bool = False
+    ) -> None:
         if sync_steps is not None and sync_steps < 1:
             raise ValueError(f"reference.sync_steps is {sync_steps}; it must be at least 1, or null for never")
         if not 0 < mixup <= 1:
@@ -57,6 +61,7 @@ class FrozenReference:
         shared = {id(part): part for part in generator.companions()}
         self.generator = copy.deepcopy(generator, shared).eval().requires_grad_(False)
         self.fingerprint = sha256_of_tensors(self.generator.state_dict())
+        self.generator.train(dropout)
         self.sync_steps = sync_steps
         self.mixup = mixup
 

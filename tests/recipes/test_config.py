@@ -105,3 +105,15 @@ def test_help_lists_choices_and_settings() -> None:
     assert "objective={best_of_n,cca," in text
     assert "  objective.beta=0.02" in text
     assert "  trainer.learning_rate=" in text
+
+
+def test_the_global_batch_decides_the_accumulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = ["trainer.global_batch_size=96", "trainer.per_device_train_batch_size=8"]
+    assert compose("train", batch).trainer.gradient_accumulation_steps == 12
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert compose("train", batch).trainer.gradient_accumulation_steps == 3
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(ValueError, match="global_batch_size=96 does not divide among 5 process"):
+        compose("train", batch)
+    with pytest.raises(ValueError, match="global_batch_size=96 decides the accumulation"):
+        compose("train", [*batch, "trainer.gradient_accumulation_steps=2"])

@@ -117,9 +117,26 @@ def test_the_ratio_of_actions_is_exactly_one(tmp_path: Path) -> None:
     assert logged["ratio_mean"] == logged["ratio_max"] == 1
 
 
+def test_dropping_labels_in_the_update_is_a_fault_on_request(tmp_path: Path) -> None:
+    """Actions are drawn with the condition and scored without it: the same actions, other ratios."""
+    right = make_trainer(tmp_path, "va_pi", supplies={"actions": {}, "label_drop": 0.0})
+    wrong = make_trainer(tmp_path, "va_pi", supplies={"actions": {"label_drop_in_update": 1.0}, "label_drop": 0.0})
+    (good,), (bad,) = step_batches(right), step_batches(wrong)
+    assert torch.equal(good["actions"], bad["actions"])
+    assert torch.equal(good["advantages"], bad["advantages"])
+    assert not good["dropped"].any()
+    assert bad["dropped"].all()
+    known = wrong.inputs(wrong.generator, bad)
+    torch.testing.assert_close(
+        known["old_actions_BGL"], right.inputs(right.generator, good)["policy_actions_BGL"].detach()
+    )
+    assert not torch.allclose(known["policy_actions_BGL"], known["old_actions_BGL"])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"label_drop_in_update": -0.1}, "label_drop_in_update is -0.1; it is a probability"),
         ({"noise": 1.5}, "actions.noise is 1.5; it is a probability"),
         ({"num_generations": 1}, "actions.num_generations is 1; advantages compare draws of one image"),
     ],

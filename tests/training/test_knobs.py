@@ -95,6 +95,7 @@ FIRST_STEP: list[tuple[str, dict[str, Any], str, Any]] = [
     ("va_pi", ACTIONS, "actions.mse_weight", 50.0),
     ("va_pi", ACTIONS, "actions.perceptual_weight", 0.0),
     ("va_pi", ACTIONS, "actions.advantage_clip", 0.2),
+    ("va_pi", ACTIONS, "reproduce_bugs.label_drop_in_update", 0.9),
     ("ste", STRAIGHT, "seed", 2),
     ("ste", STRAIGHT, "objective.ce_weight", 1.0),
 ]
@@ -284,14 +285,24 @@ def test_every_key_of_these_sections_is_tried() -> None:
     tried = {key for _, _, key, _ in (*FIRST_STEP, *RUN, *NOTHING)}
     elsewhere = {
         "pairs.file",  # tests/recipes/test_supplies.py
+        "reproduce_bugs.reference_dropout",  # below
         "actions.perceptual",  # a group: its kinds are tests/rewards' and its weights a file
     }
     config = composed()
     expected = set()
-    for section in ("reference", "kl", "entropy", "fakes", "pairs", "rollout", "actions"):
+    for section in ("reference", "kl", "entropy", "fakes", "pairs", "rollout", "actions", "reproduce_bugs"):
         for key, value in OmegaConf.to_container(config[section]).items():  # type: ignore[union-attr]
             if isinstance(value, dict) and key in ("sampling", "advantages"):
                 expected |= {f"{section}.{key}.{inner}" for inner in value}
             else:
                 expected.add(f"{section}.{key}")
     assert expected - tried == elsewhere
+
+
+def test_the_reference_drops_out_where_asked(files: Path, tmp_path: Path) -> None:
+    for asked in (False, True):
+        settings = {"reproduce_bugs.reference_dropout": asked, "trainer.dropout": 0.1}
+        supplies = make_supplies(configured(files, "cca", settings), tiny_llamagen(dropout=0.1), tmp_path)
+        assert supplies.reference is not None
+        assert supplies.reference.generator is not None
+        assert supplies.reference.generator.training == asked

@@ -62,6 +62,17 @@ def test_a_frozen_reference_stays_what_the_generator_was() -> None:
     assert generator.training
 
 
+def test_a_reference_drops_out_on_request_only() -> None:
+    generator = tiny_llamagen(dropout=0.5, with_tokenizer=False)
+    torch.manual_seed(0)
+    plain, noisy = FrozenReference(generator), FrozenReference(generator, dropout=True)
+    first, second = inputs(noisy, "cca"), inputs(noisy, "cca")
+    name = "reference_positive_B"
+    assert not torch.equal(first[name], second[name])
+    assert torch.equal(inputs(plain, "cca")[name], inputs(plain, "cca")[name])
+    assert not first[name].requires_grad
+
+
 def test_a_copy_shares_the_tokenizer() -> None:
     generator = tiny_llamagen()
     reference = FrozenReference(generator)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_llamagen
+from conftest import tiny_llamagen, tiny_var
 from torch import Tensor
 from training.harness import OBJECTIVES, assert_same, killed_at, logs, make_generator, make_trainer, train, weights
 from transformers import Trainer
@@ -170,6 +170,24 @@ def test_an_objective_of_unknown_inputs_is_refused(tmp_path: Path, monkeypatch: 
 def test_an_unknown_trainer_key_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="learning_rat"):
         train(tmp_path, learning_rat=1.0)
+
+
+def test_weight_decay_spares_what_the_authors_spare(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "llamagen", "sft", generator=tiny_llamagen())
+    decayed = trainer.get_decay_parameter_names(trainer.generator)
+    assert {name for name, _ in trainer.generator.named_parameters()} - set(decayed) == {
+        *(f"layers.{i}.{norm}_norm.weight" for i in range(2) for norm in ("attention", "ffn")),
+        "norm.weight",
+    }
+    trainer = make_trainer(tmp_path / "var", "sft", generator=tiny_var(shared_adaln=True))
+    decayed = trainer.get_decay_parameter_names(trainer.generator)
+    spared = {name for name, _ in trainer.generator.named_parameters()} - set(decayed)
+    matrices = {name for name, p in trainer.generator.named_parameters() if p.dim() > 1}
+    assert spared & matrices == {
+        *("pos_start", "pos_1LC", "lvl_embed.weight", "blocks.0.ada_gss", "blocks.1.ada_gss"),
+        *("blocks.0.attn.scale_mul_1H11", "blocks.1.attn.scale_mul_1H11"),
+    }
+    assert not any(name.endswith("bias") for name in decayed)
 
 
 def test_bfloat16_and_gradient_checkpointing_train(tmp_path: Path) -> None:
