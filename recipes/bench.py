@@ -28,7 +28,7 @@ from recipes.config import compose, options, with_sections
 from recipes.evaluate import Judge, base_settings
 from recipes.exports import find_export
 from recipes.parts import make_generator, make_protocol, make_rewards, num_classes
-from recipes.run import Run, say
+from recipes.run import Run, refuse_many_processes, say
 from recipes.supplies import check_recipe
 from recipes.train import align_generator
 
@@ -41,6 +41,7 @@ TIMES_FILE = "training_seconds.json"
 
 
 def main(arguments: list[str]) -> None:
+    refuse_many_processes("`align bench`")
     if not arguments or arguments[0] not in DOMAINS:
         raise ValueError(f"which domain? known: {', '.join(DOMAINS)}. For example: align bench mnist")
     domain, overrides = arguments[0], arguments[1:]

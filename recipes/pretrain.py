@@ -36,7 +36,7 @@ from recipes.card import card
 from recipes.config import compose
 from recipes.evaluate import Judge, base_settings
 from recipes.parts import make_protocol
-from recipes.run import Run, say
+from recipes.run import Run, refuse_many_processes, say
 from recipes.supplies import Supplies
 from recipes.train import train_generator
 
@@ -52,6 +52,7 @@ Tokenizer = VQTokenizer | MultiscaleVQTokenizer
 
 
 def main(overrides: list[str]) -> None:
+    refuse_many_processes("`align pretrain`")
     config = compose("pretrain", overrides)
     if "tokenizer" not in config:
         raise ValueError("nothing to pretrain: name an entry, as in experiment=zoo/mnist-llamagen")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ PACKAGES = ("ar-align", "torch", "transformers", "accelerate", "numpy")
 
 
 class Run:
-    """Open a run folder and keep its run.json up to date.
+    """Open a run folder and keep its run.json up to date; of several processes the first one alone does.
 
     Args:
         kind: train, study, sweep, eval, ... (the command).
@@ -37,6 +38,15 @@ class Run:
     ) -> None:
         self.folder = Path(config.output_dir)
         self._started = time.monotonic()
+        try:
+            self._open(config, kind, overrides, name, append)
+        finally:
+            wait_for_all()
+
+    def _open(self, config: DictConfig, kind: str, overrides: list[str], name: str | None, append: bool) -> None:
+        self._spent, self.record = 0.0, dict[str, Any]()
+        if not is_first_process():
+            return
         resume = config.get("resume") == "auto"
         earlier = self.read()
         if earlier and append and earlier["kind"] != kind:
@@ -55,7 +65,7 @@ class Run:
             _refuse_other_settings(earlier["config"], OmegaConf.to_container(config))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._spent = earlier.get("wall_seconds", 0.0) if resume else 0.0
-        self.record: dict[str, Any] = {
+        self.record = {
             "name": name or config.get("name", kind),
             "kind": kind,
             "command": " ".join(["align", kind, *overrides]),
@@ -87,6 +97,8 @@ class Run:
 
     def update(self, **facts: Any) -> None:
         """Merge facts into run.json and write it whole."""
+        if not is_first_process():
+            return
         self.record |= facts
         self.record["wall_seconds"] = round(self._spent + time.monotonic() - self._started, 1)
         write_text(self.folder / "run.json", json.dumps(self.record, indent=2) + "\n")
@@ -113,7 +125,36 @@ def describe_device() -> str:
 
 
 def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU of this process, as torchrun numbers them; the CPU where there is none."""
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+
+
+def num_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def wait_for_all() -> None:
+    """Go on once every process of a torchrun has come here."""
+    if num_processes() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+
+def refuse_many_processes(command: str) -> None:
+    """Raises ValueError under torchrun, for what would do the same work in every process."""
+    if num_processes() > 1:
+        raise ValueError(
+            f"{command} runs in one process; only `align train` (without rounds) and `align data encode` share work among several"
+        )
 
 
 def _version(package: str) -> str:
@@ -143,4 +184,6 @@ def _git() -> dict[str, Any] | None:
 
 def say(message: str) -> None:
     """A line for the person at the terminal."""
+    if not is_first_process():
+        return
     print(message, file=sys.stderr, flush=True)

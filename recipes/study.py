@@ -22,12 +22,13 @@ from recipes.config import CONF, compose, options, with_sections
 from recipes.evaluate import Judge, base_settings
 from recipes.exports import find_export
 from recipes.parts import make_generator, make_protocol
-from recipes.run import Run, say
+from recipes.run import Run, refuse_many_processes, say
 from recipes.supplies import check_recipe
 from recipes.train import align_generator, trained_at
 
 
 def main(overrides: list[str]) -> None:
+    refuse_many_processes("`align study`")
     config = compose("study", overrides)
     resume = config.resume == "auto"
     protocol = make_protocol(config.evaluation.protocol)

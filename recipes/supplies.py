@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from align.data import PairStream, PromptStream, Stream
+from align.data.prompts import read_prompts
 from align.files import write_text
 from align.generators import Generator
-from align.sampling import balanced_labels
 from align.training.actions import Actions, ActionSettings, Perceptual
 from align.training.credit import make_credit
 from align.training.fakes import FakePool
@@ -24,9 +23,11 @@ from align.training.rollouts import Rollouts, RolloutSettings
 from align.training.sources import Betas, Fakes, Pairs, RealData, Source
 from align.training.straight_through import StraightThrough
 from align.types import SamplingConfig
+from recipes.conditions import make_rows
 from recipes.data_pairs import draw_pairs
-from recipes.parts import make_objective, make_rewards, num_classes, use_bf16, zoo_file
+from recipes.parts import make_objective, make_rewards, use_bf16, zoo_file
 from recipes.rounds import check_rounds
+from recipes.run import num_processes
 from recipes.training_data import make_pairs, make_stream
 from rewards.perceptual import load_distance
 
@@ -80,6 +81,8 @@ def check_recipe(config: DictConfig) -> None:
         )
     if source == "rollouts":
         _check_rollouts(config)
+    if config.data.get("prompts") is not None:
+        read_prompts(config.data.prompts)
     check_rounds(config)
 
 
@@ -187,8 +190,8 @@ def rollout_settings(config: DictConfig) -> RolloutSettings:
 
 
 def _rows_per_step(config: DictConfig) -> int:
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    return config.trainer.per_device_train_batch_size * config.trainer.gradient_accumulation_steps * world
+    trainer = config.trainer
+    return trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps * num_processes()
 
 
 def _stream(config: DictConfig, source: str, generator: Generator, folder: Path) -> Stream | PromptStream:
@@ -196,7 +199,7 @@ def _stream(config: DictConfig, source: str, generator: Generator, folder: Path)
     length = rows * config.trainer.max_steps
     if source == "rollouts":
         return PromptStream(
-            balanced_labels(num_classes(generator), num_classes(generator)),
+            make_rows(config.data.get("prompts"), generator, number=None),
             length=length,
             seed=config.seed,
             num_generations=config.rollout.num_generations,
@@ -207,7 +210,8 @@ def _stream(config: DictConfig, source: str, generator: Generator, folder: Path)
         path = Path(config.pairs.file or folder / PAIRS_FILE)
         if config.pairs.file is None and not path.exists():
             settings = {**config.pairs, "sampling": {"seed": config.seed}, "reward": config.reward}
-            drawn, facts = draw_pairs(generator, make_rewards(config.reward), OmegaConf.create(settings))
+            prompts = make_rows(config.data.get("prompts"), generator, number=config.pairs.num_prompts)
+            drawn, facts = draw_pairs(generator, make_rewards(config.reward), prompts, OmegaConf.create(settings))
             drawn.save(path)
             write_text(path.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
         pairs = make_pairs(str(path), generator)

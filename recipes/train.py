@@ -26,6 +26,7 @@ from align.training.inputs import Needs, Objective
 from align.types import SamplingConfig
 from evaluation.report import write_report
 from evaluation.results import read_results, summarize, text_table
+from recipes.conditions import shown_conditions
 from recipes.config import compose
 from recipes.evaluate import Judge, base_settings
 from recipes.exports import export, find_export
@@ -34,12 +35,11 @@ from recipes.parts import (
     make_objective,
     make_protocol,
     make_rewards,
-    num_classes,
     use_bf16,
 )
 from recipes.rounds import play
 from recipes.rounds import wanted as rounds_wanted
-from recipes.run import Run, say
+from recipes.run import Run, is_first_process, refuse_many_processes, say
 from recipes.supplies import Supplies, check_recipe, make_supplies
 
 ADAPTER_FOLDER = "adapter"
@@ -67,8 +67,12 @@ def train_generator(
     description: str,
     check_first: bool = False,
     alarms: Mapping[str, Any] | None = None,
+    prompts: str | None = None,
 ) -> list[str]:
     """Train in place, leaving checkpoints, metrics.jsonl and sample grids in `folder`; what the preflight found.
+
+    Args:
+        prompts: a file of those that sample grids show; None: the training's own, or classes.
 
     Raises:
         KeyboardInterrupt: stopped by a signal, after a checkpoint was saved.
@@ -101,7 +105,8 @@ def train_generator(
     stop, watch = StopOnSignal(), Alarms(folder, **(alarms or {}))
     callbacks: list[TrainerCallback] = [ProgressBar(description), stop, watch]
     if every := trainer_config["sample_every"]:
-        callbacks.append(SampleGrid(every, folder / "samples", num_classes=num_classes(generator)))
+        conditions = shown_conditions(prompts, generator, supplies.stream)
+        callbacks.append(SampleGrid(every, folder / "samples", conditions=conditions))
     trainer = AlignTrainer(
         generator,
         objective,
@@ -141,6 +146,7 @@ def align_generator(config: DictConfig, folder: Path, *, resume: bool, descripti
     and what the first preflight found. `check_recipe` must have passed the configuration."""
     if not rounds_wanted(config):
         return _align_once(config, folder, resume=resume, description=description)
+    refuse_many_processes("self-play in rounds")
     found: list[str] = []
 
     def train_one(candidate: DictConfig, where: Path) -> Generator:
@@ -178,11 +184,14 @@ def _align_once(config: DictConfig, folder: Path, *, resume: bool, description: 
         description=description,
         check_first=config.preflight,
         alarms=alarms,
+        prompts=config.data.get("prompts"),
     )
-    if rank:
+    if rank and is_first_process():
         save_adapters(generator, folder / ADAPTER_FOLDER)
+    if rank:
         merge_adapters(generator)
-    export(generator, folder)
+    if is_first_process():
+        export(generator, folder)
     return generator, found
 
 
@@ -196,6 +205,8 @@ def main(overrides: list[str]) -> None:
     run = Run(config, kind="train", overrides=overrides)
     with run.watching():
         aligned, found = align_generator(config, run.folder, resume=resume, description=config.name)
+    if not is_first_process():
+        return  # measuring is not shared out
     base = make_generator(config.generator)
     hashes = {label: sha256_of_tensors(g.state_dict()) for label, g in (("base", base), ("aligned", aligned))}
     run.update(

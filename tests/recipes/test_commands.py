@@ -315,3 +315,27 @@ def test_the_zoo_entry_is_made_from_nothing(entry: str, own: list[str]) -> None:
     assert zoo_file("zoo:made", "reward").parent.name == ("made" if own else "mnist-llamagen")
     run("train", "generator.name=made", "evaluation.protocol=zoo:made", "output_dir=run", *SHORT, *FEW)
     run("zoo", "made")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    """The same command under torchrun: one folder, one export, the same weights."""
+    quick = ["experiment=mnist/cca", "evaluation=none", "trainer.max_steps=2", "trainer.per_device_train_batch_size=4"]
+    quick += ["trainer.global_batch_size=16", "trainer.sample_every=0", "trainer.report_to=[]"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "recipes.cli"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    for how, folder in ((launch, "two"), (["-m", "recipes.cli"], "one")):
+        command = [sys.executable, *how, "train", *quick, f"output_dir={folder}"]
+        subprocess.run(command, check=True, timeout=300, env=environment)
+    record = json.loads(Path("two/run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["config"]["trainer"]["gradient_accumulation_steps"] == 2
+    one, two = (read_tensors(Path(name, "generator.pt")).tensors for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4)
+    rounds = subprocess.run(
+        [sys.executable, *launch, "train", *quick, "rounds.number=2", "evaluation=mnist-cnn", "output_dir=rounds"],
+        timeout=300, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert rounds.returncode != 0
+    assert "self-play in rounds runs in one process" in rounds.stderr
