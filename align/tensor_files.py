@@ -21,9 +21,9 @@ from torch import Tensor
 
 from align.files import write_atomically, write_text
 
-# How a state_dict lies in published files: under one of these keys (a/b: under b in a), or bare (None). The last two
-# are VAR's and CCA's training files.
-WRAPPERS = ("model", "module", "state_dict", "trainer/var_wo_ddp", "trainer")
+# How a state_dict lies in published files: under one of these keys (a/b: under b in a), or bare (None). `vae` is
+# Infinity's tokenizer; the last three are VAR's, Infinity's and CCA's training files.
+WRAPPERS = ("model", "module", "state_dict", "vae", "trainer/var_wo_ddp", "trainer/gpt_fsdp", "trainer")
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 

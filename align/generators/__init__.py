@@ -2,6 +2,8 @@
 
 from align.generators.base import Generator, TokenLayout, evaluating
 from align.generators.beta import PREFIX as BETA_PREFIX
+from align.generators.infinity import Infinity
+from align.generators.infinity_sizes import InfinityConfig
 from align.generators.llamagen import LlamaGen, LlamaGenConfig
 from align.generators.llamagen_t2i import LlamaGenT2I
 from align.generators.published import PublishedGenerator
@@ -11,6 +13,8 @@ __all__ = [
     "BETA_PREFIX",
     "VAR",
     "Generator",
+    "Infinity",
+    "InfinityConfig",
     "LlamaGen",
     "LlamaGenConfig",
     "LlamaGenT2I",

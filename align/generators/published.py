@@ -13,10 +13,10 @@ from torch import Tensor
 from align.generators.base import Generator
 from align.generators.beta import BetaEmbedding
 from align.tensor_files import TensorFile, save_tensors
-from align.tokenizers import MultiscaleVQTokenizer, VQTokenizer
+from align.tokenizers import BSQTokenizer, MultiscaleVQTokenizer, VQTokenizer
 from align.types import Condition
 
-Tokenizer = TypeVar("Tokenizer", VQTokenizer, MultiscaleVQTokenizer)
+Tokenizer = TypeVar("Tokenizer", VQTokenizer, MultiscaleVQTokenizer, BSQTokenizer)
 
 
 class PublishedGenerator(Generator, Generic[Tokenizer]):
@@ -127,9 +127,11 @@ def describe(tensors: Mapping[str, Tensor]) -> str:
     """A guess at what a file is instead, for error messages."""
     signs = {
         "encoder.conv_in.weight": "it looks like an image tokenizer: pass it as tokenizer_checkpoint",
+        "encoder.conv_in.conv.weight": "it looks like Infinity's image tokenizer: pass it as tokenizer_checkpoint",
         "cls_embedding.uncond_embedding": "it looks like a text-to-image LlamaGen: load it as llamagen-t2i",
         "cls_embedding.embedding_table.weight": "it looks like a class-conditional LlamaGen: load it as llamagen",
         "pos_1LC": "it looks like a VAR generator: load it as var",
+        "text_proj_for_sos.ca.mat_q": "it looks like an Infinity generator: load it as infinity",
         "language_model.lm_head.weight": "it looks like Janus: load it as janus",
         "model.generation_embeddings.weight": "it looks like Janus: load it as janus",
     }
