@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from align.checkpoints import Tokenizer, load_tokenizer, zoo_entries, zoo_entry
@@ -127,7 +126,7 @@ def make_tokenizer(
     if path is None:
         raise ValueError("images become tokens by a tokenizer; set generator.tokenizer_checkpoint= to its file")
     scales = patch_nums or settings.get("patch_nums") or _SCALES.get(image_size or 0)
-    tokenizer = load_tokenizer(path, patch_nums=scales).to(_device())
+    tokenizer = load_tokenizer(path, patch_nums=scales).to(pick_device())
     if isinstance(tokenizer, MultiscaleVQTokenizer) != (family == "var"):
         raise ValueError(f"{path} holds a {type(tokenizer).__name__}, which is none of a {family}; set generator=")
     size = image_size or _told_size(tokenizer, settings)
@@ -143,12 +142,6 @@ def _told_size(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> int | None:
         return tokenizer.config.patch_nums[-1] * tokenizer.config.downsampling
     grid = settings.get("grid")
     return None if grid is None else grid[0] * tokenizer.config.downsampling
-
-
-def _device() -> torch.device:
-    """Of several processes on a machine each has its own."""
-    device = pick_device()
-    return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
 
 
 def parse_part(part: str | None) -> tuple[int, int]:

@@ -6,6 +6,7 @@ For example: align data pairs num_prompts=2000 margin=1.0 winners=runs/pairs/win
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from torch import Tensor
 
 from align.data import Codes, PreferencePairs
 from align.data.pairs import PickedPairs, best_and_worst, total_rewards
+from align.data.prompts import raw_condition
 from align.files import sha256_of_tensors
 from align.generators import Generator
 from align.progress import progress_bar
-from align.sampling import balanced_labels, generate
+from align.sampling import generate
+from recipes.conditions import make_rows
 from recipes.config import compose
-from recipes.parts import make_generator, make_rewards, make_sampling, num_classes, tokenizer_hash
+from recipes.parts import make_generator, make_rewards, make_sampling, tokenizer_hash
 from recipes.run import Run, say
 from rewards.base import Reward, score_rewards
 
@@ -41,6 +44,11 @@ def main(overrides: list[str]) -> None:
             "preference pairs need a reward of a weight other than 0; choose reward=classifier, or name yours: reward.rewards"
         )
     generator = make_generator(config.generator)
+    rows = make_rows(config.prompts, generator, number=config.num_prompts)
+    if winners is not None and generator.num_classes is None:
+        raise ValueError(
+            "winners= writes token codes with class labels; of prompts, fine-tune on the pairs themselves: align train objective=best_of_n pairs.file="
+        )
     tokenizer = tokenizer_hash(generator)
     if tokenizer is None:
         raise ValueError(
@@ -49,9 +57,9 @@ def main(overrides: list[str]) -> None:
     run = Run(config, kind="data pairs", overrides=overrides, append=True)
     path.unlink(missing_ok=True)  # from here on run.json speaks of the new pairs
     with run.watching():
-        pairs, facts = draw_pairs(generator, rewards, config)
+        pairs, facts = draw_pairs(generator, rewards, rows, config)
         pairs.save(path)
-        if winners is not None:
+        if winners is not None and isinstance(pairs.labels_N, Tensor):
             Codes(pairs.chosen_NL, pairs.labels_N, tokenizer).save(winners)
     run.update(status="finished", hashes={"policy": pairs.policy, "tokenizer": tokenizer}, **facts)
     mean, counts = facts["mean_reward"], facts["counts"]
@@ -60,12 +68,13 @@ def main(overrides: list[str]) -> None:
 
 
 def draw_pairs(
-    generator: Generator, rewards: list[Reward], config: DictConfig
+    generator: Generator, rewards: list[Reward], rows: Sequence[Mapping[str, Any]], config: DictConfig
 ) -> tuple[PreferencePairs, dict[str, Any]]:
     """Sample, decode, score and pick; the pairs, and what run.json says of them.
 
     Args:
-        config: num_prompts, num_generations, margin, batch_size, sampling and reward.timeout, as in data_pairs.yaml.
+        rows: what images are drawn for, as `recipes.conditions.make_rows` gives them.
+        config: num_generations, margin, batch_size, sampling and reward.timeout, as in data_pairs.yaml.
 
     Raises:
         ValueError: no pair was kept, a setting is out of range, a reward failed, or the generator has no tokenizer.
@@ -78,24 +87,23 @@ def draw_pairs(
     size = config.num_generations
     # an empty selection checks the settings, before minutes of sampling
     best_and_worst(torch.empty(0, 1), torch.empty(0), torch.empty(0), num_generations=size, margin=config.margin)
-    prompts = balanced_labels(config.num_prompts, num_classes(generator))
-    labels = [label for label in prompts for _ in range(size)]
+    rows = [row for row in rows for _ in range(size)]
+    labels = [raw_condition(row) for row in rows]
     tokens, values = [], []
     seconds = torch.zeros(len(rewards))
     bar = progress_bar(total=len(labels), description="rollouts", unit="img")
     for rollout in generate(generator, labels, make_sampling(config.sampling), batch_size=config.batch_size):
-        rows = [{"label": labels[index]} for index in rollout.index_B.tolist()]
-        scores = score_rewards(rewards, generator.decode(rollout.tokens_BL), rows, timeout=config.reward.timeout)
+        own = [rows[index] for index in rollout.index_B.tolist()]
+        scores = score_rewards(rewards, generator.decode(rollout.tokens_BL), own, timeout=config.reward.timeout)
         tokens.append(rollout.tokens_BL.cpu())
         values.append(scores.values_NR)
         seconds += torch.tensor(scores.seconds)
-        bar.update(len(rows))
+        bar.update(len(own))
     bar.close()
     values_NR = torch.cat(values)
     total_N = total_rewards(values_NR, [reward.weight for reward in rewards], num_generations=size)
-    picked = best_and_worst(
-        torch.cat(tokens), total_N, torch.tensor(labels), num_generations=size, margin=config.margin
-    )
+    labels_N = labels if generator.num_classes is None else torch.tensor(labels)
+    picked = best_and_worst(torch.cat(tokens), total_N, labels_N, num_generations=size, margin=config.margin)
     if picked.kept == 0:
         raise ValueError(_why_none(picked, total_N, config.margin))
     facts = {

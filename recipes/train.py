@@ -35,6 +35,7 @@ from recipes.parts import (
     make_objective,
     make_protocol,
     make_rewards,
+    tokenizer_hash,
     use_bf16,
 )
 from recipes.rounds import play
@@ -168,6 +169,11 @@ def _align_once(config: DictConfig, folder: Path, *, resume: bool, description: 
         "held_out": [reward.name for reward in rewards if not reward.weight],
     }
     generator = make_generator(config.generator, dropout=config.trainer.dropout)
+    if trainer_config["sample_every"] and tokenizer_hash(generator) is None:
+        raise ValueError(
+            "sample grids show images, and this generator has no tokenizer to make them with; set "
+            "generator.tokenizer_checkpoint, or trainer.sample_every=0"
+        )
     if "beta_B" in Needs.of(make_objective(config.objective)).names:
         generator.add_beta_embedding(config.sampling_beta)
     if rank := trainer_config["lora_rank"]:

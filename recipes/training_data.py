@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from align.data import Codes, ImageStream, LazyCodes, PreferencePairs, Stream, TrainingStream, open_codes
 from align.data.crops import Crop
@@ -76,7 +77,11 @@ def make_pairs(path: str, generator: Generator) -> PreferencePairs:
     """Preference pairs from a file, for a generator that speaks their tokens; any policy may have drawn them."""
     pairs = PreferencePairs.load(path)
     largest = int(max(pairs.chosen_NL.max(), pairs.rejected_NL.max()))
-    label = int(pairs.labels_N.max())
+    classes = isinstance(pairs.labels_N, Tensor)
+    if classes != (generator.num_classes is not None):
+        held, taken = ("classes", "prompts") if classes else ("prompts", "classes")
+        raise ValueError(f"{path} holds pairs of images of {held}; a {generator.family} generator takes {taken}")
+    label = int(pairs.labels_N.max()) if isinstance(pairs.labels_N, Tensor) else None
     check_tokens(path, pairs.chosen_NL.shape[1], largest, label, pairs.tokenizer, generator)
     return pairs
 

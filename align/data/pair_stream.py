@@ -7,9 +7,9 @@ from align.data.stream import Stream
 
 
 class PairStream(Stream):
-    """Preference pairs: each item holds chosen [L] and rejected [L], of one label, beside what every `Stream` gives.
+    """Preference pairs: each item holds chosen [L] and rejected [L], of one class or prompt, beside what every `Stream` gives.
 
-    The negative label is that of another pair.
+    The negative label is that of another pair, unless one is set for all.
     """
 
     def __init__(
@@ -19,7 +19,7 @@ class PairStream(Stream):
         length: int,
         seed: int,
         label_drop: float,
-        negative_label: int | None = None,
+        negative_label: int | str | None = None,
     ) -> None:
         super().__init__(
             {"chosen": pairs.chosen_NL, "rejected": pairs.rejected_NL},

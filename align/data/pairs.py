@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from align.data.codes import Labels
 from align.files import write_atomically
 
-_TENSORS = ("chosen", "rejected", "labels", "chosen_reward", "rejected_reward")
+_TENSORS = ("chosen", "rejected", "chosen_reward", "rejected_reward")
 
 
 @dataclass(frozen=True)
 class PreferencePairs:
-    """Pairs of images as tokens, the chosen one better than the rejected one, both drawn for the same label.
+    """Pairs of images as tokens, the chosen one better than the rejected one, both drawn for the same class or prompt.
 
-    chosen_NL, rejected_NL: int64 [N, L]; labels_N: int64 [N].
+    chosen_NL, rejected_NL: int64 [N, L]; labels_N: class ids, int64 [N], or N prompts.
     chosen_reward_N, rejected_reward_N: float32 [N], in the reward's own unit; NaN where unknown.
     tokenizer: sha256 of the tokenizer's weights that the tokens belong to.
     policy: sha256 of the weights that drew the images, or "unknown".
@@ -31,7 +33,7 @@ class PreferencePairs:
 
     chosen_NL: Tensor
     rejected_NL: Tensor
-    labels_N: Tensor
+    labels_N: Labels
     chosen_reward_N: Tensor
     rejected_reward_N: Tensor
     tokenizer: str
@@ -46,7 +48,7 @@ class PreferencePairs:
         if shape[0] == 0:
             raise ValueError("there are no preference pairs; check the path or the margin that they were kept by")
         columns = {
-            "labels": self.labels_N,
+            **({"labels": self.labels_N} if isinstance(self.labels_N, Tensor) else {}),
             "chosen rewards": self.chosen_reward_N,
             "rejected rewards": self.rejected_reward_N,
         }
@@ -55,6 +57,8 @@ class PreferencePairs:
                 raise ValueError(
                     f"{shape[0]} pairs but {name} of shape {list(column.shape)}; they must match row by row"
                 )
+        if len(self.labels_N) != shape[0]:
+            raise ValueError(f"{shape[0]} pairs but {len(self.labels_N)} prompts; they must match row by row")
 
     def __len__(self) -> int:
         return len(self.chosen_NL)
@@ -66,9 +70,9 @@ class PreferencePairs:
         columns = {
             "chosen": self.chosen_NL.to(width),
             "rejected": self.rejected_NL.to(width),
-            "labels": self.labels_N.to(torch.int32),
             "chosen_reward": self.chosen_reward_N.float(),
             "rejected_reward": self.rejected_reward_N.float(),
+            **_stored(self.labels_N),
         }
         # copies, for safetensors refuses columns that share memory, such as one column of NaN given for both rewards
         tensors = {name: column.cpu().clone(memory_format=torch.contiguous_format) for name, column in columns.items()}
@@ -84,11 +88,13 @@ class PreferencePairs:
         try:
             with safe_open(path, framework="pt") as file:
                 columns = {name: file.get_tensor(name) for name in _TENSORS}
+                kind = "prompts" if "prompts" in file.keys() else "labels"  # noqa: SIM118, a safetensors file is no dict
+                labels = _restored(kind, file.get_tensor(kind))
                 metadata = file.metadata() or {}
                 return PreferencePairs(
                     chosen_NL=columns["chosen"].long(),
                     rejected_NL=columns["rejected"].long(),
-                    labels_N=columns["labels"].long(),
+                    labels_N=labels,
                     chosen_reward_N=columns["chosen_reward"].float(),
                     rejected_reward_N=columns["rejected_reward"].float(),
                     tokenizer=metadata["tokenizer"],
@@ -96,10 +102,26 @@ class PreferencePairs:
                 )
         except (SafetensorError, KeyError) as error:
             raise ValueError(
-                f"{path} is not a file of preference pairs (safetensors with {', '.join(map(repr, _TENSORS))}): {error}"
+                f"{path} is not a file of preference pairs (safetensors with {', '.join(map(repr, _TENSORS))}, and 'labels' or 'prompts'): {error}"
             ) from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+
+def _stored(labels_N: Labels) -> dict[str, Tensor]:
+    """As a column of a file: class ids, or the UTF-8 bytes of a JSON list of prompts."""
+    if isinstance(labels_N, Tensor):
+        return {"labels": labels_N.to(torch.int32)}
+    return {"prompts": torch.frombuffer(bytearray(json.dumps(list(labels_N)).encode()), dtype=torch.uint8)}
+
+
+def _restored(kind: str, column: Tensor) -> Labels:
+    if kind == "labels":
+        return column.long()
+    prompts = json.loads(column.numpy().tobytes())
+    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError("its prompts are not a list of texts")
+    return prompts
 
 
 def total_rewards(values_NR: Tensor, weights: Sequence[float], *, num_generations: int) -> Tensor:
@@ -123,13 +145,13 @@ def total_rewards(values_NR: Tensor, weights: Sequence[float], *, num_generation
 class PickedPairs:
     """The best and the worst rollout of P kept groups, in the groups' order.
 
-    chosen_PL, rejected_PL: int64 [P, L]; labels_P: int64 [P]; chosen_reward_P, rejected_reward_P: float32 [P].
+    chosen_PL, rejected_PL: int64 [P, L]; labels_P: int64 [P], or P prompts; chosen_reward_P, rejected_reward_P: float32 [P].
     spread_M: float32 [M], best less worst reward of each of all M groups; NaN with fewer than two applicable rewards.
     """
 
     chosen_PL: Tensor
     rejected_PL: Tensor
-    labels_P: Tensor
+    labels_P: Labels
     chosen_reward_P: Tensor
     rejected_reward_P: Tensor
     spread_M: Tensor
@@ -144,15 +166,15 @@ class PickedPairs:
 
 
 def best_and_worst(
-    tokens_NL: Tensor, rewards_N: Tensor, labels_N: Tensor, *, num_generations: int, margin: float
+    tokens_NL: Tensor, rewards_N: Tensor, labels_N: Labels, *, num_generations: int, margin: float
 ) -> PickedPairs:
-    """Make one pair of each consecutive group of `num_generations` rollouts of one label: its best and its worst.
+    """Make one pair of each consecutive group of `num_generations` rollouts of one condition: its best and its worst.
 
     Groups whose best and worst reward differ by less than `margin`, or not at all, give no pair; nor do those with
     fewer than two applicable rewards. NaN (not applicable) is never picked; of equal rewards the first one is.
 
     Args:
-        tokens_NL: int64 [N, L]; rewards_N: float [N]; labels_N: int64 [N].
+        tokens_NL: int64 [N, L]; rewards_N: float [N]; labels_N: int64 [N], or N prompts.
         num_generations: rollouts of a group, at least 2.
         margin: at least 0, in the reward's unit.
 
@@ -167,12 +189,12 @@ def best_and_worst(
         raise ValueError(
             f"{len(tokens_NL)} rollouts but {len(rewards_N)} rewards and {len(labels_N)} labels; they must match row by row"
         )
-    labels_MG = _groups(labels_N, num_generations)
-    if (labels_MG != labels_MG[:, :1]).any():
+    rewards_MG = _groups(rewards_N.float(), num_generations)
+    labels = labels_N.tolist() if isinstance(labels_N, Tensor) else list(labels_N)
+    if any(label != labels[row - row % num_generations] for row, label in enumerate(labels)):
         raise ValueError(
             f"rollouts of different labels within a group of num_generations={num_generations}; those of one condition must be consecutive"
         )
-    rewards_MG = _groups(rewards_N.float(), num_generations)
     unknown_MG = rewards_MG.isnan()
     best_M = rewards_MG.masked_fill(unknown_MG, -torch.inf).argmax(dim=1)
     worst_M = rewards_MG.masked_fill(unknown_MG, torch.inf).argmin(dim=1)
@@ -184,7 +206,7 @@ def best_and_worst(
     return PickedPairs(
         tokens_NL[best_P],
         tokens_NL[worst_P],
-        labels_N[best_P],
+        labels_N[best_P.cpu()] if isinstance(labels_N, Tensor) else [labels[row] for row in best_P.tolist()],
         rewards_N[best_P].float(),
         rewards_N[worst_P].float(),
         spread_M,

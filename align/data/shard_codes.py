@@ -73,7 +73,8 @@ class ShardCodes(LazyCodes):
             raise ValueError(f"{self.folder} holds images with a {there[0]}; a {wanted} was asked for")
         if (wanted if wanted != "auto" else there[0]) == "caption":
             return Captions(self)
-        parts = [self._tensor(shard, "labels")[:] for shard in range(len(self.manifest["shards"]))]
+        # safetensors cannot slice a shard of which no image could be read
+        parts = [self._tensor(n, "labels")[:] for n, shard in enumerate(self.manifest["shards"]) if shard["rows"]]
         return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
     def __getstate__(self) -> dict[str, Any]:

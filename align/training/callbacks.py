@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from align.images import save_grid
 from align.progress import progress_bar
-from align.sampling import balanced_labels, sample
+from align.sampling import sample
 from align.types import SamplingConfig
 
 # shown beside the bar, in this order, where a run logs them
@@ -49,20 +50,20 @@ class ProgressBar(TrainerCallback):
 
 
 class SampleGrid(TrainerCallback):
-    """Guidance-free samples of the same seeds every so many steps, as samples/step-N.png."""
+    """Guidance-free samples of the same seeds every so many steps, as samples/step-N.png: a column for each condition."""
 
-    def __init__(self, every: int, folder: Path, *, num_classes: int, rows: int = 4, seed: int = 0) -> None:
+    def __init__(self, every: int, folder: Path, *, conditions: Sequence[Any], rows: int = 4, seed: int = 0) -> None:
         self.every = every
         self.folder = folder
-        self.labels = balanced_labels(rows * num_classes, num_classes)
-        self.columns = num_classes
+        self.conditions = list(conditions) * rows
+        self.columns = len(conditions)
         self.config = SamplingConfig(seed=seed)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
         if state.is_world_process_zero and state.global_step % self.every == 0:
-            rollout = sample(model, model.encode_condition(self.labels), self.config)
+            rollout = sample(model, model.encode_condition(self.conditions), self.config)
             save_grid(
                 model.decode(rollout.tokens_BL), self.folder / f"step-{state.global_step:06d}.png", columns=self.columns
             )

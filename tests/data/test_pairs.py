@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from align.data import Codes, PairStream, PreferencePairs, TrainingStream
@@ -160,6 +161,49 @@ def test_no_pairs_and_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "not.safetensors").write_bytes(b"garbage")
     with pytest.raises(ValueError, match=r"not.safetensors is not a file of preference pairs"):
         PreferencePairs.load(tmp_path / "not.safetensors")
+
+
+# --- prompts in place of classes
+
+
+def prompted(number: int = 30) -> PreferencePairs:
+    return replace(pairs(number), labels_N=[f"a caption, the {row % 5}th: «ça»" for row in range(number)])
+
+
+def test_groups_of_prompts_make_pairs() -> None:
+    prompts = ["a cat"] * 3 + ["a dog"] * 3 + ["a cat"] * 3
+    rewards = torch.tensor([0.0, 1.0, 2.0, 5.0, 5.0, 5.0, 4.0, 3.0, 2.0])
+    picked = best_and_worst(torch.arange(9)[:, None], rewards, prompts, num_generations=3, margin=0.5)
+    assert picked.labels_P == ["a cat", "a cat"]
+    assert (picked.chosen_PL[:, 0].tolist(), picked.rejected_PL[:, 0].tolist()) == ([2, 6], [0, 8])
+    with pytest.raises(ValueError, match="rollouts of different labels within a group of num_generations=2"):
+        best_and_worst(torch.arange(6)[:, None], rewards[:6], prompts[:6], num_generations=2, margin=0.5)
+
+
+def test_pairs_with_prompts_round_trip_without_pickle(tmp_path: Path) -> None:
+    prompted().save(tmp_path / "pairs.safetensors")
+    after = PreferencePairs.load(tmp_path / "pairs.safetensors")
+    assert after.labels_N == prompted().labels_N
+    assert torch.equal(after.chosen_NL, prompted().chosen_NL)
+    with pytest.raises(ValueError, match="30 pairs but 29 prompts; they must match row by row"):
+        replace(prompted(), labels_N=prompted().labels_N[:29])
+    tensors = load_file(tmp_path / "pairs.safetensors")
+    for content in (b'{"a": 1}', b"[1]", b"["):
+        tensors["prompts"] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        save_file(tensors, tmp_path / "bad.safetensors", {"tokenizer": "t", "policy": "p"})
+        with pytest.raises(ValueError, match="bad.safetensors: "):
+            PreferencePairs.load(tmp_path / "bad.safetensors")
+
+
+def test_pairs_with_prompts_stream_as_those_with_classes() -> None:
+    settings = {"length": 60, "seed": 3, "label_drop": 0.3}
+    stream, classes = PairStream(prompted(), **settings), PairStream(pairs(), **settings)
+    for position in range(60):
+        item, other = stream[position], classes[position]
+        assert item["label"] == f"a caption, the {int(other['label'])}th: «ça»"
+        assert item["negative_label"] == f"a caption, the {int(other['negative_label'])}th: «ça»"
+        assert torch.equal(item["chosen"], other["chosen"])
+    assert stream.fingerprint != PairStream(replace(prompted(), labels_N=["x"] * 30), **settings).fingerprint
 
 
 # --- the stream

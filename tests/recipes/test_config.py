@@ -48,6 +48,7 @@ def test_every_option_composes(group: str) -> None:
         ("generator", "llamagen-t2i"): ["generator.checkpoint=x.pt"],
         ("generator", "var"): ["generator.checkpoint=x.pth", "generator.tokenizer_checkpoint=y.pth"],
         ("data", "codes"): ["data.codes=x.safetensors"],
+        ("data", "images"): ["data.images=x"],
     }
     for option in options(group):
         assert compose(command, [f"{group}={option}", *required.get((group, option), [])])

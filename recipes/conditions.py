@@ -1,0 +1,54 @@
+"""What images are drawn for: prompts from a file or a list, or all classes in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from align.data import PromptStream, Stream
+from align.data.prompts import raw_condition, read_prompts
+from align.generators import Generator
+from align.sampling import balanced_labels
+from recipes.parts import num_classes
+
+SHOWN = 10  # columns of a sample grid: its conditions
+
+
+def make_rows(prompts: str | Sequence[str] | None, generator: Generator, *, number: int | None) -> list[dict[str, Any]]:
+    """Dataset rows to draw images for, with all the columns that rewards may look at.
+
+    Args:
+        prompts: a prompt file, a list of prompts, or None for the classes of a class-conditional generator.
+        number: of rows, prompts or classes in turn, over and over; None: each of them once.
+
+    Raises:
+        FileNotFoundError, ValueError: prompts that cannot be read, or other conditions than the generator takes.
+    """
+    if prompts is None:
+        if generator.num_classes is None:
+            raise ValueError(
+                f"a {generator.family} generator draws images of prompts, and there are none; set prompts= (data.prompts= of "
+                "`align train`) to a .txt or .jsonl file of them"
+            )
+        classes = num_classes(generator)
+        return [{"label": label} for label in balanced_labels(classes if number is None else number, classes)]
+    if generator.num_classes is not None:
+        raise ValueError(
+            f"prompts are given, and a {generator.family} generator draws images of classes; set it to null"
+        )
+    if not isinstance(prompts, str) and not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"prompts is {list(prompts)!r:.80}; it must be a list of texts, or the path of a file of them")
+    rows = read_prompts(prompts) if isinstance(prompts, str) else [{"prompt": prompt} for prompt in prompts]
+    return [rows[index % len(rows)] for index in range(len(rows) if number is None else number)]
+
+
+def shown_conditions(prompts: str | None, generator: Generator, stream: Stream | PromptStream) -> list[Any]:
+    """What the columns of a sample grid show: the first prompts of the file, or of the training's own captions; or
+    classes, spread over all."""
+    if generator.num_classes is not None:
+        columns = min(SHOWN, generator.num_classes)
+        return [column * generator.num_classes // columns for column in range(columns)]
+    if prompts is not None:
+        return [raw_condition(row) for row in read_prompts(prompts)[:SHOWN]]
+    found = dict.fromkeys(stream[position]["label"] for position in range(min(10 * SHOWN, len(stream))))
+    return list(found)[:SHOWN]
