@@ -105,9 +105,13 @@ class PublishedGenerator(Generator, Generic[Tokenizer]):
         """What a name for the exported weights ends in: .pt, .safetensors, or nothing where they are a folder."""
         return ".pt" if self.file is None else self.file.suffix
 
+    def published_name(self, name: str) -> str:
+        """What the authors call one of the tensors here."""
+        return name
+
     def published_state(self) -> dict[str, Tensor]:
         """The weights under the authors' names."""
-        return self.state_dict()
+        return {self.published_name(name): tensor for name, tensor in self.state_dict().items()}
 
     def save_published(self, path: Path | str) -> None:
         """Write the authors' format: wrapper, names, key order, dtypes and all else that the file held, as it was read.
