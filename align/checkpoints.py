@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from align.generators import BETA_PREFIX, VAR, Generator, LlamaGen, LlamaGenConfig, LlamaGenT2I, VARConfig
+from align.generators.captions import TextEncoder, attach_text_encoder
 from align.generators.published import describe
 from align.tensor_files import TensorFile, read_tensors, save_tensors
 from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
@@ -79,6 +80,7 @@ def load_generator(
     checkpoint: Path | str | None = None,
     tokenizer_checkpoint: Path | str | None = None,
     *,
+    text_encoder: TextEncoder | Path | str | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     **config: Any,
@@ -94,6 +96,8 @@ def load_generator(
             entry the weights to use instead of the shipped ones (an aligned checkpoint).
         tokenizer_checkpoint: tokenizer weights; without them a LlamaGen handles tokens but no pixels, and a VAR can only
             be saved again (it reads tokens through its tokenizer).
+        text_encoder: of a generator that reads captions by one (`llamagen-t2i`, `infinity`): a folder with T5, one with the
+            features that `align data captions` made, or an object with `encode`, as T5TextEncoder has it.
         dtype: of the weights; None is the file's own, or float32 where it has several. Train in float32: in bfloat16
             small updates round away. The tokenizer is always in float32.
         config: what a file may not tell: `grid=(rows, columns)` of a LlamaGen, `patch_nums=(1, 2, ...)` of a VAR,
@@ -101,7 +105,7 @@ def load_generator(
 
     Raises:
         ValueError: unknown name, another family's file, or keys that do not fit (missing, unexpected, mis-shaped).
-        FileNotFoundError: no file at the path.
+        FileNotFoundError: no file at the path, or no text encoder.
     """
     if name in FAMILIES:
         family = name
@@ -121,6 +125,8 @@ def load_generator(
             f"unknown generator {name!r}; known zoo entries: {', '.join(zoo_entries()) or 'none'}; families: {', '.join(FAMILIES)}. Try: align zoo"
         )
     generator = _load(family, read_tensors(Path(checkpoint)), tokenizer_checkpoint, dtype, config)
+    if text_encoder is not None:
+        attach_text_encoder(generator, text_encoder, device)
     return generator.to(device).eval()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 COMMANDS = {
     "train": ("recipes.train", "align a generator by an objective, measure, report"),
     "study": ("recipes.study", "train an objective and its control over seeds, compare with the base, report"),
-    "data": ("recipes.data", "make training data: encode images, show codes, draw preference pairs"),
+    "data": ("recipes.data", "make training data: encode images or captions, show codes, draw preference pairs"),
     "bench": ("recipes.bench", "run every experiment over generators and seeds, tabulate what each gained"),
     "sample": ("recipes.sample", "draw images from any checkpoint"),
     "eval": ("recipes.evaluate", "score a checkpoint under one sampling setting"),

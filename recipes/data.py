@@ -6,6 +6,9 @@ For example: align data encode source=imagenet/train generator=llamagen generato
 align data show: some token codes as images again, to see that they are what they should be.
 For example: align data show runs/codes generator=llamagen generator.tokenizer_checkpoint=vq_ds16_c2i.pt
 
+align data captions: caption features for a generator that reads text, once, for a text encoder.
+For example: align data captions source=prompts.txt text_encoder=flan-t5-xl output_dir=runs/captions
+
 align data pairs: preference pairs of the generator's own images, the best and the worst of each condition by a reward.
 For example: align data pairs num_prompts=2000 margin=1.0 winners=runs/pairs/winners.safetensors
 """
@@ -14,11 +17,8 @@ from __future__ import annotations
 
 import importlib
 
-KINDS = (
-    "encode",
-    "show",
-    "pairs",
-)  # each is a module recipes.data_KIND with main(overrides), and a configuration conf/data_KIND.yaml
+# each is a module recipes.data_KIND with main(overrides), and a configuration conf/data_KIND.yaml
+KINDS = ("encode", "show", "captions", "pairs")
 
 
 def main(arguments: list[str]) -> None:

@@ -26,7 +26,7 @@ from align.progress import progress_bar
 from align.tokenizers import MultiscaleVQTokenizer
 from align.tokenizers.multiscale_vq import SCALES_256, SCALES_512
 from recipes.config import compose
-from recipes.run import Run, pick_device, say
+from recipes.run import Run, num_processes, pick_device, say
 
 _LISTED = 20  # skipped images that are printed; the manifest has them all
 _SCALES = {256: SCALES_256, 512: SCALES_512}
@@ -47,7 +47,9 @@ def main(overrides: list[str]) -> None:
     say(_describe(source))
     encoding = describe_encoding(tokenizer, source, crop, family=family, shard_rows=config.shard_rows)
     writer = ShardWriter(folder, encoding)
-    run = Run(config, kind="data encode", overrides=overrides, append=True) if part == 0 else None
+    # processes of torchrun wait here for one another
+    own_run = part == 0 or num_processes() > 1
+    run = Run(config, kind="data encode", overrides=overrides, append=True) if own_run else None
     own = range(part, encoding.shards, parts)
     todo = [shard for shard in own if not writer.is_finished(shard)]
     if len(todo) < len(own):
@@ -147,7 +149,9 @@ def _told_size(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> int | None:
 def parse_part(part: str | None) -> tuple[int, int]:
     """(0, 8) of 0/8; of None, what torchrun says. Raises ValueError."""
     if part is None:
-        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        return int(os.environ.get("RANK", "0")), num_processes()
+    if num_processes() > 1:
+        raise ValueError("torchrun shares the work out by itself; leave part= away")
     match = re.fullmatch(r"(\d+)/(\d+)", part)
     if match is None or int(match[1]) >= int(match[2]):
         raise ValueError(f"part is {part!r}; the parts of eight are 0/8, 1/8, ... 7/8")

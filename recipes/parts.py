@@ -37,6 +37,7 @@ def make_generator(config: DictConfig, **extra: Any) -> Generator:
         config.name,
         resolve_checkpoint(config.checkpoint),
         config.tokenizer_checkpoint,
+        text_encoder=config.get("text_encoder"),
         device=pick_device(),
         dtype=DTYPES[config.dtype],
         **settings,

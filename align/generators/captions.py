@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from align.generators.base import Generator
 from align.generators.published import PublishedGenerator, Tokenizer
+from align.text import load_text_encoder
 from align.types import Condition
 
 
@@ -32,6 +36,12 @@ class CaptionConditional(PublishedGenerator[Tokenizer]):
     """A generator that reads captions as a text encoder's features."""
 
     text_encoder: TextEncoder | None = None
+    clean_captions: bool = True  # whether it was trained on captions as `align.text.clean` leaves them
+
+    @property
+    @abstractmethod
+    def caption_shape(self) -> tuple[int, int]:
+        """(T, D): the features that a caption has at most, and their width."""
 
     def attach_text(self, encoder: TextEncoder | None) -> None:
         """Give it a text encoder, which is frozen and no part of the module."""
@@ -54,10 +64,33 @@ class CaptionConditional(PublishedGenerator[Tokenizer]):
             raise ValueError(f"captions must be a list of texts, got {captions!r:.80}")
         if self.text_encoder is None:
             raise ValueError(
-                "this generator was loaded without a text encoder; pass text_encoder= (a folder with T5, or with the "
-                "features of your captions) to load_generator"
+                "this generator was loaded without a text encoder; pass text_encoder= to load_generator, or set "
+                "generator.text_encoder= of a command: a folder with T5, or with the features of your captions, as "
+                "`align data captions` makes them"
             )
         return self.text_encoder.encode(list(captions))
+
+
+def attach_text_encoder(generator: Generator, chosen: TextEncoder | Path | str, device: torch.device | str) -> None:
+    """Give a generator the text encoder of a folder, or one that is there already.
+
+    Raises:
+        FileNotFoundError: no text encoder there.
+        ValueError: a generator that reads no captions by one, or features of another shape than it reads.
+    """
+    if not isinstance(generator, CaptionConditional):
+        raise ValueError(f"a {generator.family} generator reads no captions by a text encoder; leave text_encoder out")
+    if not isinstance(chosen, (str, Path)):
+        generator.attach_text(chosen)
+        return
+    expected = generator.caption_shape
+    encoder = load_text_encoder(chosen, max_length=expected[0], clean=generator.clean_captions, device=device)
+    if (encoder.max_length, encoder.width) != expected:
+        raise ValueError(
+            f"{chosen} gives captions of {encoder.max_length} x {encoder.width} features, and this generator reads "
+            f"{expected[0]} x {expected[1]}: it is of another text encoder, or of another max_length"
+        )
+    generator.attach_text(encoder)
 
 
 def null_beta(like: Condition) -> dict[str, Tensor]:

@@ -65,6 +65,7 @@ class Infinity(CaptionConditional[BSQTokenizer]):
     as the null caption, with as many features as the mask has."""
 
     family = "infinity"
+    clean_captions = False
     undecayed = ("cfg_uncond", "pos_start", "lvl_embed", "ada_gss", "scale_mul", "text_proj_for_sos.ca.mat_q")
 
     def __init__(self, config: InfinityConfig, tokenizer: BSQTokenizer | None = None) -> None:
@@ -100,6 +101,10 @@ class Infinity(CaptionConditional[BSQTokenizer]):
         return [block for chunk in self.block_chunks if isinstance(chunk, _Chunk) for block in chunk]
 
     # --- conditions
+
+    @property
+    def caption_shape(self) -> tuple[int, int]:
+        return self.sizes.text_tokens, self.sizes.text_dim
 
     def encode_condition(self, raw: Sequence[str] | CaptionFeatures) -> Condition:  # type: ignore[override]
         """Captions, or the features of captions as a text encoder gives them. Padding that no row needs is left out.

@@ -27,6 +27,10 @@ class LlamaGenT2I(CaptionConditional[VQTokenizer], LlamaGenDecoder):
     def __init__(self, config: LlamaGenConfig, tokenizer: VQTokenizer | None = None) -> None:
         super().__init__(config, _CaptionEmbedding(config), tokenizer)
 
+    @property
+    def caption_shape(self) -> tuple[int, int]:
+        return self.sizes.caption_tokens, self.sizes.caption_dim
+
     def encode_condition(self, raw: Sequence[str] | CaptionFeatures) -> Condition:  # type: ignore[override]
         """Captions, or the features of captions as a text encoder gives them.
 
@@ -34,10 +38,9 @@ class LlamaGenT2I(CaptionConditional[VQTokenizer], LlamaGenDecoder):
             ValueError: captions but no text encoder, or features of another width or length than the model's.
         """
         features, mask = self.read_captions(raw)
-        expected = [self.sizes.caption_tokens, self.sizes.caption_dim]
-        if list(features.shape[1:]) != expected:
+        if features.shape[1:] != self.caption_shape:
             raise ValueError(
-                f"caption features are {list(features.shape[1:])}, and this generator reads {expected}: another text encoder, or another max_length"
+                f"caption features are {list(features.shape[1:])}, and this generator reads {list(self.caption_shape)}: another text encoder, or another max_length"
             )
         return Condition({"caption": features, "mask": mask} | self.beta_tensors(len(features)))
 

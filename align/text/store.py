@@ -137,6 +137,16 @@ class CachedTextEncoder:
         self._pending: dict[bytes, Tensor] = {}
         weakref.finalize(self, _write, store, self._pending)
 
+    @property
+    def max_length(self) -> int:
+        """T of the features."""
+        return self.store.facts.max_length
+
+    @property
+    def width(self) -> int:
+        """D of the features."""
+        return self.store.facts.width
+
     def encode(self, captions: Sequence[str]) -> CaptionFeatures:
         """Features on the CPU, T = the encoder's max_length.
 
@@ -145,7 +155,7 @@ class CachedTextEncoder:
         """
         keys, _ = self._make_known(captions)
         rows = [self._pending[key] if key in self._pending else self.store[key] for key in keys]
-        return CaptionFeatures.of(rows, self.store.facts.max_length)
+        return CaptionFeatures.of(rows, self.max_length)
 
     def add(self, captions: Sequence[str]) -> int:
         """See that the features of all captions are there; how many had to be made."""

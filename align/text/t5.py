@@ -64,6 +64,11 @@ class T5TextEncoder:
         self.model, self.tokenizer = _load(str(path), dtype)
         self.model.to(self.device)
 
+    @property
+    def width(self) -> int:
+        """D of the features."""
+        return self.model.config.d_model
+
     @cached_property
     def facts(self) -> EncoderFacts:
         """Hashes all weights, which takes seconds."""
@@ -129,7 +134,7 @@ def _load(path: str, dtype: torch.dtype) -> tuple[Any, Any]:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"no text encoder at {path}; give the folder of a T5 model (config.json, weights, tokenizer), such as flan-t5-xl for LlamaGen"
+            f"no text encoder at {path}; give the folder of a T5 model (config.json, weights, tokenizer), such as flan-t5-xl for LlamaGen, or of the features that `align data captions` made"
         ) from error
     if config.model_type != "t5":
         raise ValueError(f"{path} holds a {config.model_type!r} model; a T5 encoder was expected")
