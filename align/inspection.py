@@ -13,10 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.checkpoints import FAMILIES, FAMILY_EXTRAS, FAMILY_SIGNS, empty_generator, infer_sizes, key_report, told_grid
+from align.checkpoints import FAMILIES, expected_tensors, family_of, foreign_names, infer_sizes, key_report, told_grid
 from align.files import sha256_of_file
+from align.generators import InfinityConfig
 from align.tensor_files import TensorFile, read_tensors
-from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
+from align.tokenizers import (
+    BSQConfig,
+    BSQTokenizer,
+    MultiscaleVQConfig,
+    MultiscaleVQTokenizer,
+    VQConfig,
+    VQTokenizer,
+)
+from align.tokenizers.bsq import PARTS as BSQ_PARTS
 from align.tokenizers.multiscale_vq import SCALES_256
 
 HASHED_WHOLE = 1_000_000_000  # bytes that are hashed in half a second; larger files get a fingerprint
@@ -27,7 +36,7 @@ SAMPLES = 4096  # values of a tensor that are looked at
 class Inspection:
     """Facts about a checkpoint.
 
-    kind: a generator's family, `vq` or `multiscale-vq` for a tokenizer, None where it is neither.
+    kind: a generator's family, `vq`, `multiscale-vq` or `bsq` for a tokenizer, None where it is neither.
     size_name: the published size (XL, d16).
     tokens: in an image, in words; codes: of the codebook.
     digest: ("sha256", ...) of the whole file, or ("fingerprint", ...) of its parts' names, sizes and checksums.
@@ -75,13 +84,20 @@ def inspect(path: Path | str, *, whole: bool = False) -> Inspection:
     )
 
 
+def identify(path: Path | str) -> dict[str, Any]:
+    """A file's or folder's name, its size in bytes, and its sha256 (of large ones, the fingerprint), as `inspect` tells them."""
+    path = Path(path)
+    kind, digest = _digest(path, whole=False)
+    return {"name": path.name, "bytes": sum(part.stat().st_size for part in _parts(path)), kind: digest}
+
+
 def _describe(file: TensorFile) -> dict[str, Any]:
-    for family, sign in FAMILY_SIGNS.items():
-        if sign in file.tensors:
-            return _generator(family, file)
+    if (family := family_of(file)) is not None:
+        return _generator(family, file)
     for kind, sign in (
         ("vq", "encoder.conv_blocks.0.res.0.conv1.weight"),
         ("multiscale-vq", "encoder.down.0.block.0.conv1.weight"),
+        ("bsq", "encoder.conv_in.conv.weight"),
     ):
         if sign in file.tensors:
             return _tokenizer(kind, file)
@@ -99,7 +115,10 @@ def _nothing(problems: list[str]) -> dict[str, Any]:
 def _generator(family: str, file: TensorFile) -> dict[str, Any]:
     odd: list[str] = []
     settings: dict[str, Any] = {}
-    if family != "var" and told_grid(file) is None and "freqs_cis" not in file.tensors:
+    if family == "infinity":
+        odd.append("the image size is not told: pass image_size=1024, or 256, 512, or (height, width)")
+        settings["image_size"] = 1024
+    elif family != "var" and told_grid(file) is None and "freqs_cis" not in file.tensors:
         odd.append(
             "the token grid is not told: pass grid=(16, 16) for 256 px, (24, 24) for 384 px, (32, 32) for 512 px"
         )
@@ -108,9 +127,10 @@ def _generator(family: str, file: TensorFile) -> dict[str, Any]:
         sizes = infer_sizes(family, file, settings)
     except ValueError as error:
         return _nothing([str(error)]) | {"kind": family}
+    foreign = foreign_names(family, file)
     report = key_report(
-        empty_generator(family, sizes).state_dict(),
-        {name: tensor for name, tensor in file.tensors.items() if name not in FAMILY_EXTRAS[family]},
+        expected_tensors(family, sizes),
+        {name: tensor for name, tensor in file.tensors.items() if name not in foreign},
         (),
     )
     if "freqs_cis" in file.tensors:
@@ -124,6 +144,8 @@ def _generator(family: str, file: TensorFile) -> dict[str, Any]:
         )
     elif grid:
         tokens, pixels = f"{grid[0] * grid[1]} ({grid[0]}x{grid[1]})", 16 * grid[1]
+    elif isinstance(sizes, InfinityConfig):
+        tokens, pixels = f"{sizes.codebook_dim} bits a position; how many positions is not told by the file", None
     else:
         tokens, pixels = "not told by the file", None
     return {
@@ -138,12 +160,15 @@ def _generator(family: str, file: TensorFile) -> dict[str, Any]:
 
 
 def _tokenizer(kind: str, file: TensorFile) -> dict[str, Any]:
-    config: VQConfig | MultiscaleVQConfig
+    config: VQConfig | MultiscaleVQConfig | BSQConfig
     try:
         with torch.device("meta"):
             if kind == "vq":
                 config = VQConfig.infer(file.tensors)
                 expected: Mapping[str, Tensor] = VQTokenizer(config).state_dict()
+            elif kind == "bsq":
+                config = BSQConfig.infer(file.tensors, scales=((1, 1), (2, 2)))  # it serves any
+                expected = BSQTokenizer(config).state_dict()
             else:
                 config = MultiscaleVQConfig.infer(file.tensors, patch_nums=SCALES_256)
                 expected = MultiscaleVQTokenizer(config).state_dict()
@@ -152,13 +177,14 @@ def _tokenizer(kind: str, file: TensorFile) -> dict[str, Any]:
     statistics = ("quantize.codebook_used", "quantize.ema_vocab_hit_SV")  # of training; neither needed nor compared
     report = key_report(
         {name: tensor for name, tensor in expected.items() if name not in statistics},
-        {name: tensor for name, tensor in file.tensors.items() if name not in statistics},
+        {n: t for n, t in file.tensors.items() if n not in statistics and (kind != "bsq" or n.startswith(BSQ_PARTS))},
         (),
     )
+    unit = f"{config.codebook_dim} bits" if kind == "bsq" else "one"
     return {
         "kind": kind,
         "size_name": None,
-        "tokens": f"one for {config.downsampling}x{config.downsampling} pixels",
+        "tokens": f"{unit} for {config.downsampling}x{config.downsampling} pixels",
         "codes": config.codebook_size,
         "image_size": None,
         "problems": [report] if report else [],

@@ -17,19 +17,20 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from align.checkpoints import Tokenizer, load_tokenizer, zoo_entries, zoo_entry
+from align.checkpoints import load_tokenizer, zoo_entries, zoo_entry
 from align.data.crops import Crop
 from align.data.encode import describe_encoding, encode_shards
 from align.data.readers import Columns, ImageSource, open_images
 from align.data.shards import MANIFEST, SETTINGS, ShardWriter
 from align.progress import progress_bar
-from align.tokenizers import MultiscaleVQTokenizer
+from align.tokenizers import BSQTokenizer, MultiscaleVQTokenizer, VQTokenizer
 from align.tokenizers.multiscale_vq import SCALES_256, SCALES_512
 from recipes.config import compose
 from recipes.run import Run, num_processes, pick_device, say
 
 _LISTED = 20  # skipped images that are printed; the manifest has them all
 _SCALES = {256: SCALES_256, 512: SCALES_512}
+Tokenizer = VQTokenizer | MultiscaleVQTokenizer  # those whose codes are kept
 
 
 def main(overrides: list[str]) -> None:
@@ -117,7 +118,8 @@ def make_tokenizer(
         patch_nums: a VAR tokenizer's scales, where they are known already.
 
     Raises:
-        ValueError: no tokenizer, another family's, or its image size or scales are not told.
+        ValueError: no tokenizer, another family's, one whose codes are not kept, or its image size or scales are not
+            told.
     """
     family, path = config.name, config.tokenizer_checkpoint
     settings: dict[str, Any] = OmegaConf.to_container(config.config)  # type: ignore[assignment]
@@ -125,11 +127,15 @@ def make_tokenizer(
         entry = json.loads((zoo_entry(family) / "config.json").read_text())
         path = path or zoo_entry(family) / entry["tokenizer"]
         family, settings = entry["family"], entry["config"] | settings
+    if family == "infinity":
+        raise ValueError(
+            "an Infinity's tokens are bits, 336,672 of an image of 1024 px, and are not kept; train on images as they come (data=images)"
+        )
     if path is None:
         raise ValueError("images become tokens by a tokenizer; set generator.tokenizer_checkpoint= to its file")
     scales = patch_nums or settings.get("patch_nums") or _SCALES.get(image_size or 0)
     tokenizer = load_tokenizer(path, patch_nums=scales).to(pick_device())
-    if isinstance(tokenizer, MultiscaleVQTokenizer) != (family == "var"):
+    if isinstance(tokenizer, BSQTokenizer) or isinstance(tokenizer, MultiscaleVQTokenizer) != (family == "var"):
         raise ValueError(f"{path} holds a {type(tokenizer).__name__}, which is none of a {family}; set generator=")
     size = image_size or _told_size(tokenizer, settings)
     if size is None:

@@ -12,14 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from align.checkpoints import Tokenizer
 from align.data import Codes, LazyCodes, open_codes
 from align.data.shard_codes import ShardCodes
 from align.files import sha256_of_tensors, write_text
 from align.images import save_grid
 from align.tokenizers import MultiscaleVQTokenizer
 from recipes.config import compose
-from recipes.data_encode import make_tokenizer
+from recipes.data_encode import Tokenizer, make_tokenizer
 from recipes.parts import zoo_file
 from recipes.run import Run, say
 

@@ -129,7 +129,9 @@ def _tokenizer(config: DictConfig, images: Tensor, seed: int, folder: Path) -> T
     bar.close()
     # half precision halves the file; everything after works with the rounded weights, so nothing drifts
     save_tokenizer(tokenizer, folder / FILES["tokenizer"], dtype=torch.float16)
-    return load_tokenizer(folder / FILES["tokenizer"], patch_nums=patch_nums)
+    stored = load_tokenizer(folder / FILES["tokenizer"], patch_nums=patch_nums)
+    assert isinstance(stored, VQTokenizer | MultiscaleVQTokenizer)
+    return stored
 
 
 def _tokenizer_facts(tokenizer: Tokenizer, images_NHWC: Tensor) -> dict[str, float]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
+import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
+from janus_files import save_janus
 from torch import Tensor
 
-from align.generators import VAR, LlamaGen, LlamaGenConfig, LlamaGenT2I, VARConfig
-from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
+from align import load_generator
+from align.generators import VAR, Infinity, InfinityConfig, Janus, LlamaGen, LlamaGenConfig, LlamaGenT2I, VARConfig
+from align.tokenizers import BSQConfig, BSQTokenizer, MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
 
 torch.set_num_threads(1)  # tiny models lose by threads, and sums keep one order
 
@@ -139,6 +145,61 @@ def tiny_llamagen_t2i(*, grid: tuple[int, int] = (3, 2), with_tokenizer: bool = 
             if parameter.dim() >= 2:
                 torch.nn.init.normal_(parameter, std=0.3)
     return generator.eval()
+
+
+def tiny_infinity(
+    *,
+    schedule: tuple[tuple[int, int], ...] = ((1, 1), (2, 1), (2, 2), (4, 3)),
+    num_scales: int = 3,
+    heads_last: bool = False,
+    dropout: float = 0.0,
+    drop_path: float = 0.0,
+    with_tokenizer: bool = True,
+    seed: int = 0,
+) -> Infinity:
+    """Random weights: captions of up to 5 features of 6 numbers, 28 bits (4 at 1 + 2 + 4 positions), 8x8 pixels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sizes = InfinityConfig(
+            dim=16,
+            num_layers=2,
+            num_heads=2,
+            hidden_dim=32,
+            codebook_dim=4,
+            text_dim=6,
+            text_tokens=5,
+            pool_heads=2,
+            levels=4,
+            chunks=2,
+            schedule=schedule,
+            num_scales=num_scales,
+            heads_last=heads_last,
+            dropout=dropout,
+            drop_path=drop_path,
+        )
+        tokenizer = BSQTokenizer(
+            BSQConfig(scales=sizes.scales, channels=32, channel_multipliers=(1, 1, 1), num_res_blocks=1, codebook_dim=4)
+        )
+        generator = Infinity(sizes, tokenizer if with_tokenizer else None)
+        generator.attach_text(Captions(length=5, width=6))
+        for name, parameter in generator.named_parameters():
+            if parameter.dim() >= 2 and "scale_mul" not in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+    return generator.eval()
+
+
+def tiny_janus(layout: str = "converted") -> Janus:
+    """Random weights, from a folder of either layout: 3x3 tokens of 16 codes, 12x12 pixels, prompts in bytes."""
+    generator = load_generator("janus", _janus_folder(layout))
+    assert isinstance(generator, Janus)
+    return generator
+
+
+@lru_cache
+def _janus_folder(layout: str) -> Path:
+    temporary = tempfile.TemporaryDirectory()
+    atexit.register(temporary.cleanup)
+    return save_janus(Path(temporary.name) / "janus", layout)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_llamagen, tiny_llamagen_t2i, tiny_var
+from conftest import tiny_infinity, tiny_janus, tiny_llamagen, tiny_llamagen_t2i, tiny_var
 
 from align import SamplingConfig, load_generator, sample, score
 from align.checkpoints import save_tokenizer
@@ -21,11 +21,19 @@ GENERATORS: dict[str, Callable[[], PublishedGenerator]] = {
     "llamagen-t2i-tiny": tiny_llamagen_t2i,
     "var-tiny": tiny_var,
     "var-tiny-shared": lambda: tiny_var(l2_norm=False, shared_adaln=True),
+    "infinity-tiny": tiny_infinity,
+    "janus-tiny": tiny_janus,
     "mnist-llamagen": lambda: load_generator("mnist-llamagen"),
     "mnist-var": lambda: load_generator("mnist-var"),
 }
 # what a file may not tell, by family
-UNTOLD = {"llamagen": ("grid", "num_heads"), "llamagen-t2i": ("grid", "num_heads"), "var": ("patch_nums", "num_heads")}
+UNTOLD = {
+    "llamagen": ("grid", "num_heads"),
+    "llamagen-t2i": ("grid", "num_heads"),
+    "var": ("patch_nums", "num_heads"),
+    "infinity": ("schedule", "num_scales"),
+    "janus": ("num_heads", "pad_id"),
+}
 # conditions of families without classes; their captions differ in length
 PROMPTS = ["a red cube", "two balls", "green", "a blue cone on a box", "two balls"]
 SETTINGS = {

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from align.tokenizers.blocks import Downsample, ResBlock, Upsample, count_modules, norm
 
+# the tensors that a file must hold; beside them lie the quantiser's constants, and perhaps the losses of its training
+PARTS = ("encoder.", "decoder.")
 # pixels that pass through a network at once, as few images as make them up: bounds its memory
 CHUNK_PIXELS = 16 * 256 * 256
 
@@ -89,23 +91,6 @@ def check_scales(scales: Sequence[tuple[int, int]]) -> None:
     grow = all(a[0] <= b[0] and a[1] <= b[1] and a != b for a, b in pairwise(scales))
     if len(scales) < 2 or min(scales[0]) < 1 or not grow:
         raise ValueError(f"scales are {list(scales)}; they must be two or more growing maps, (height, width) each")
-
-
-def published_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state_dict under the names of the authors' module, of which `BSQTokenizer` has those with weights.
-
-    Their loader also takes files without the modules that wrap convolutions and norms (`conv_in.weight` for
-    `conv_in.conv.weight`). Left out are the quantiser's constants: powers of two, under two names.
-    """
-    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith(".lfq.mask")}
-    if "encoder.conv_in.weight" not in kept:
-        return kept
-    return {_wrapped(name): tensor for name, tensor in kept.items()}
-
-
-def _wrapped(name: str) -> str:
-    module, _, kind = name.rpartition(".")
-    return f"{module}.{'norm' if 'norm' in module.rpartition('.')[2] else 'conv'}.{kind}"
 
 
 class BSQTokenizer(nn.Module):

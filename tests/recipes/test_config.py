@@ -47,6 +47,7 @@ def test_every_option_composes(group: str) -> None:
         ("generator", "llamagen"): ["generator.checkpoint=x.pt"],
         ("generator", "llamagen-t2i"): ["generator.checkpoint=x.pt"],
         ("generator", "var"): ["generator.checkpoint=x.pth", "generator.tokenizer_checkpoint=y.pth"],
+        ("generator", "infinity"): ["generator.checkpoint=x.pth", "generator.tokenizer_checkpoint=y.pth"],
         ("data", "codes"): ["data.codes=x.safetensors"],
         ("data", "images"): ["data.images=x"],
     }
