@@ -35,7 +35,7 @@ class TensorFile:
     tensors: in the file's order, mapped to it: they take no memory until they are looked at, and what is written into
         them stays in memory. The file itself must not be overwritten in place meanwhile; our own writers replace it.
     wrapper: the key that they were under (None: bare).
-    content: of a file in torch's format all that it holds, tensors included.
+    content: of a file in torch's format all that it holds, tensors included; of a folder, that of its only weight file.
     shards: of a folder with several weight files, the file of each tensor.
     metadata: of a safetensors file.
     """
@@ -91,12 +91,19 @@ class TensorFile:
                 write_atomically(path / source.name, partial(shutil.copyfile, source))
         for shard in dict.fromkeys(names):
             part = {name: tensors[name] for name in tensors if shards[name] == shard}
-            save_tensors(path / shard, part, self.wrapper, self.metadata)
-        if self.shards is not None:
+            if self.content is None:
+                save_tensors(path / shard, part, self.wrapper, self.metadata)
+            else:
+                _save_torch(path / shard, _rewrapped(self.content, self.wrapper, part))
+        if self.shards is None:
+            return
+        index_name = INDEX_FILES[0] if names[0].endswith(".safetensors") else INDEX_FILES[1]
+        if shards == self.shards:  # it may tell more than we would
+            write_atomically(path / index_name, partial(shutil.copyfile, self.path / index_name))
+        else:
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
             index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(shards.items()))}
-            name = INDEX_FILES[0] if names[0].endswith(".safetensors") else INDEX_FILES[1]
-            write_text(path / name, json.dumps(index, indent=2) + "\n")
+            write_text(path / index_name, json.dumps(index, indent=2) + "\n")
 
 
 def _as(tensor: Tensor, old: Tensor) -> Tensor:
@@ -182,7 +189,7 @@ def _read_folder(folder: Path) -> TensorFile:
     index = next((folder / name for name in INDEX_FILES if (folder / name).exists()), None)
     if index is None:
         file = read_tensors(_single_file(folder))
-        return TensorFile(folder, file.tensors, file.wrapper, metadata=file.metadata)
+        return TensorFile(folder, file.tensors, file.wrapper, file.content, metadata=file.metadata)
     try:
         shards: dict[str, str] = json.loads(index.read_text())["weight_map"]
     except (ValueError, KeyError) as error:
