@@ -129,17 +129,18 @@ def load_generator(
 
     Args:
         name: a zoo entry (`mnist-llamagen`, `mnist-var`), the folder of one, or a family (`llamagen`, `llamagen-t2i`,
-            `var`, `infinity`).
+            `var`, `infinity`, `janus`).
         checkpoint: generator weights in the published format, a file or a folder; required for a family, and for a zoo
             entry the weights to use instead of the shipped ones (an aligned checkpoint).
-        tokenizer_checkpoint: tokenizer weights; without them a LlamaGen handles tokens but no pixels, and a VAR or an
-            Infinity can only be saved again (they read tokens through their tokenizers).
+        tokenizer_checkpoint: tokenizer weights, which a Janus holds itself; without them a LlamaGen handles tokens but no
+            pixels, and a VAR or an Infinity can only be saved again (they read tokens through their tokenizers).
         text_encoder: of a generator that reads captions by one (`llamagen-t2i`, `infinity`): a folder with T5, one with the
             features that `align data captions` made, or an object with `encode`, as T5TextEncoder has it.
         dtype: of the weights; None is the file's own, or float32 where it has several. Train in float32: in bfloat16
             small updates round away. The tokenizer is always in float32.
         config: what a file may not tell: `grid=(rows, columns)` of a LlamaGen, `patch_nums=(1, 2, ...)` of a VAR,
-            `num_heads=`, `image_size=1024` of an Infinity; `dropout=` for training, and `drop_path=` of those two.
+            `num_heads=`, `image_size=1024` of an Infinity, `pad_id=` of a Janus without its folder; `dropout=` for training,
+            and `drop_path=` of VAR and Infinity.
 
     Raises:
         ValueError: unknown name, another family's file, or keys that do not fit (missing, unexpected, mis-shaped).
@@ -225,7 +226,7 @@ def foreign_names(family: str, file: TensorFile) -> Collection[str]:
     return janus_keys.others(file.tensors) if family == "janus" else _FAMILIES[family].extras
 
 
-def _folder(file: TensorFile) -> Path:
+def folder_of(file: TensorFile) -> Path:
     """Where the settings and text tokenizer of weights in the manner of Hugging Face are."""
     return file.path if file.path.is_dir() else file.path.parent
 
@@ -241,7 +242,7 @@ def infer_sizes(family: str, file: TensorFile, config: Mapping[str, Any]) -> Siz
         raise ValueError(f"{file.path}: this is not a {kind.generator.__name__} generator; {describe(file.tensors)}")
     settings = dict(config)
     if kind.sizes is JanusConfig:
-        settings["settings"] = read_settings(_folder(file))
+        settings["settings"] = read_settings(folder_of(file))
     if kind.sizes is LlamaGenConfig and settings.get("grid") is None and "freqs_cis" not in file.tensors:
         settings["grid"] = told_grid(file)
     try:
@@ -295,8 +296,8 @@ def _load(
     if any(key.startswith(BETA_PREFIX) for key in file.tensors):
         generator.add_beta_embedding(sampling_beta=1.0)  # the file's own value is filled in below
     generator.attach(tokenizer)
-    if isinstance(generator, Janus) and (_folder(file) / "tokenizer.json").exists():
-        generator.attach_prompts(PromptTokenizer.load(_folder(file)))
+    if isinstance(generator, Janus) and (folder_of(file) / "tokenizer.json").exists():
+        generator.attach_prompts(PromptTokenizer.load(folder_of(file)))
     foreign = foreign_names(name, file)
     fill(generator, file, dtype or own_dtype(file, foreign), ignored=foreign, name_of=generator.published_name)
     generator.file = file

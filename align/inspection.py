@@ -13,9 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from align.checkpoints import FAMILIES, expected_tensors, family_of, foreign_names, infer_sizes, key_report, told_grid
+from align.checkpoints import (
+    FAMILIES,
+    expected_tensors,
+    family_of,
+    folder_of,
+    foreign_names,
+    infer_sizes,
+    key_report,
+    told_grid,
+)
 from align.files import sha256_of_file
 from align.generators import InfinityConfig
+from align.generators.janus_keys import tokenizer_tensors
 from align.tensor_files import TensorFile, read_tensors
 from align.tokenizers import (
     BSQConfig,
@@ -118,6 +128,8 @@ def _generator(family: str, file: TensorFile) -> dict[str, Any]:
     if family == "infinity":
         odd.append("the image size is not told: pass image_size=1024, or 256, 512, or (height, width)")
         settings["image_size"] = 1024
+    elif family == "janus":
+        odd += _lacking(file)
     elif family != "var" and told_grid(file) is None and "freqs_cis" not in file.tensors:
         odd.append(
             "the token grid is not told: pass grid=(16, 16) for 256 px, (24, 24) for 384 px, (32, 32) for 512 px"
@@ -157,6 +169,16 @@ def _generator(family: str, file: TensorFile) -> dict[str, Any]:
         "problems": [report] if report else [],
         "odd": odd,
     }
+
+
+def _lacking(file: TensorFile) -> list[str]:
+    """What a Janus cannot do without what is usually in its folder."""
+    lacking = []
+    if not tokenizer_tensors(file.tensors):
+        lacking.append("no image tokenizer inside: pass tokenizer_checkpoint=, or images can be neither read nor made")
+    if not (folder_of(file) / "tokenizer.json").exists():
+        lacking.append("no tokenizer.json beside it: prompts cannot be read")
+    return lacking
 
 
 def _tokenizer(kind: str, file: TensorFile) -> dict[str, Any]:
@@ -214,6 +236,11 @@ def _odd_values(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _beside(file: TensorFile) -> list[str]:
+    if family_of(file) == "janus":
+        tokenizer = len(tokenizer_tensors(file.tensors))
+        rest = len(foreign_names("janus", file)) - tokenizer
+        counts = {"of its image tokenizer": tokenizer, "that make no images": rest}
+        return [f"{count} tensors {what}" for what, count in counts.items() if count]
     if not isinstance(file.content, Mapping) or file.wrapper is None:
         return []
     outer = [str(key) for key in file.content if key != file.wrapper.split("/")[0]]
