@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -68,11 +69,12 @@ class Run:
         self.record = {
             "name": name or config.get("name", kind),
             "kind": kind,
-            "command": " ".join(["align", kind, *overrides]),
+            "command": f"align {kind} {shlex.join(overrides)}".strip(),
             "config": OmegaConf.to_container(config),
             "versions": {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}},
             "git": _git(),
             "device": describe_device(),
+            "processes": num_processes(),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "status": "running",
             "hashes": {},

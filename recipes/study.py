@@ -21,6 +21,7 @@ from evaluation.results import read_results, summarize, text_table
 from recipes.config import CONF, compose, options, with_sections
 from recipes.evaluate import Judge, base_settings
 from recipes.exports import find_export
+from recipes.facts import generator_facts
 from recipes.parts import make_generator, make_protocol
 from recipes.run import Run, refuse_many_processes, say
 from recipes.supplies import check_recipe
@@ -96,5 +97,10 @@ def _train(
     sub_run = Run(settings, kind="train", overrides=[], name=folder.name)
     sub_run.update(command=command)
     generator, found = align_generator(settings, folder, resume=resume, description=folder.name)
-    sub_run.update(status="finished", preflight=found, hashes={"aligned": sha256_of_tensors(generator.state_dict())})
+    sub_run.update(
+        status="finished",
+        preflight=found,
+        hashes={"aligned": sha256_of_tensors(generator.state_dict())},
+        generator_facts=generator_facts(generator, config.generator),
+    )
     return generator

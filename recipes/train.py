@@ -30,6 +30,7 @@ from recipes.conditions import shown_conditions
 from recipes.config import compose
 from recipes.evaluate import Judge, base_settings
 from recipes.exports import export, find_export
+from recipes.facts import generator_facts
 from recipes.parts import (
     make_generator,
     make_objective,
@@ -215,9 +216,8 @@ def main(overrides: list[str]) -> None:
         return  # measuring is not shared out
     base = make_generator(config.generator)
     hashes = {label: sha256_of_tensors(g.state_dict()) for label, g in (("base", base), ("aligned", aligned))}
-    run.update(
-        status="trained", preflight=found, hashes=hashes, generator_facts={"tokens_per_image": base.layout.length}
-    )
+    facts = generator_facts(base, config.generator)
+    run.update(status="trained", preflight=found, hashes=hashes, generator_facts=facts)
     if protocol is not None:
         (run.folder / "results.jsonl").unlink(missing_ok=True)
         evaluation = config.evaluation

@@ -1,0 +1,36 @@
+"""What run.json tells of the generator that a training began from: enough to find its files and to load its export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from align.generators import Generator, PublishedGenerator
+from align.inspection import identify
+
+
+def generator_facts(generator: Generator, config: DictConfig) -> dict[str, Any]:
+    """`config` is the `generator:` section that it was made of.
+
+    load: the keywords that `load_generator` takes for the export, whose name does not tell what a published file's does.
+    checkpoint, tokenizer: names, sizes and hashes of their files; those of a zoo entry's tokenizer are not told.
+    """
+    chosen: dict[str, Any] = OmegaConf.to_container(config.config)  # type: ignore[assignment]
+    load = {key: value for key, value in chosen.items() if value is not None}
+    sizes: Any = getattr(generator, "sizes", None)
+    if "grid" in config.config:
+        load["grid"] = list(sizes.grid)
+    facts: dict[str, Any] = {
+        "family": generator.family,
+        "size": generator.size_name,
+        "parameters": sum(parameter.numel() for parameter in generator.parameters()),
+        "tokens_per_image": generator.layout.length,
+        "num_classes": generator.num_classes,
+        "load": load,
+    }
+    if isinstance(generator, PublishedGenerator) and generator.file is not None:
+        facts["checkpoint"] = identify(generator.file.path)
+    if config.tokenizer_checkpoint is not None:
+        facts["tokenizer"] = identify(config.tokenizer_checkpoint)
+    return facts

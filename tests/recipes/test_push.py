@@ -1,0 +1,450 @@
+"""A run goes to the Hub whole, with a card that says what the run recorded and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from conftest import tiny_llamagen
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HfHubHTTPError
+from omegaconf import OmegaConf
+
+from align import load_generator
+from align.checkpoints import save_tokenizer
+from align.data import Codes
+from align.files import sha256_of_file, sha256_of_tensors
+from align.tensor_files import read_tensors
+from evaluation.results import ResultRow, append_result
+from recipes import card_training, model_card
+from recipes.cli import main
+from recipes.push import push_to_hub
+
+SHORT = ["evaluation=none", "trainer.max_steps=2", "trainer.per_device_train_batch_size=2", "trainer.sample_every=2"]
+KEYS = {"fid": "fid_mnist-cnn_2k", "accuracy": "accuracy_mnist-cnn_2k"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with adapters, which was not evaluated."""
+    folder = tmp_path_factory.mktemp("push") / "run"
+    assert main(["train", "experiment=mnist/cca", "trainer.lora_rank=2", f"output_dir={folder}", *SHORT]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+class Hub:
+    """Records what it is asked for; uploads what lies in the folder at that moment."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.uploaded: set[str] = set()
+        self.tokens: list[str | None] = []
+        self.error = error
+        monkeypatch.setattr(huggingface_hub, "HfApi", self.open)
+        monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_saved")
+
+    def open(self, token: str | None = None, **_: Any) -> Hub:
+        self.tokens.append(token)
+        return self
+
+    def create_repo(self, repo_id: str, **settings: Any) -> str:
+        if self.error is not None:
+            raise self.error
+        self.calls.append(("create_repo", {"repo_id": repo_id, **settings}))
+        return f"https://hub/{repo_id}"
+
+    def upload_folder(self, **settings: Any) -> None:
+        self.calls.append(("upload_folder", settings))
+        self.uploaded = contents(Path(settings["folder_path"]))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
+    return Hub(monkeypatch)
+
+
+def contents(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def row(label: str, fid: float, **settings: Any) -> ResultRow:
+    values: dict[str, Any] = {"seed": 1001, "n": 2000, "protocol": "mnist-cnn", "reference_n": 1000, **settings}
+    metrics = {KEYS["fid"]: fid, KEYS["accuracy"]: 0.75, "accuracy-class3": 0.5}
+    return ResultRow(label, metrics=metrics, stderr={KEYS["fid"]: 0.25}, forwards_per_image=49.0, **values)
+
+
+ROWS = [
+    row("base", 99.5, split="select", seed=1),
+    row("base", 7.5, samples="samples/base.png"),
+    row("base", 4.25, guidance_scale=1.5, samples="samples/guided.png"),
+    row("aligned", 5.125, top_k=9),
+    row("aligned", 4.5, samples="samples/aligned.png"),
+]
+
+
+def evaluate(folder: Path, rows: list[ResultRow] = ROWS) -> None:
+    for entry in rows:
+        append_result(folder / "results.jsonl", entry)
+        if entry.samples:
+            (folder / entry.samples).write_bytes(b"png")
+
+
+def card_of(folder: Path) -> str:
+    return (folder / "push" / "README.md").read_text()
+
+
+def section(card: str, title: str) -> str:
+    return card.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def run_snippet(card: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The card's own code, with downloads from `files`."""
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, name: str(files / name))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repo, allow_patterns: str(files))
+    names: dict[str, Any] = {}
+    exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], names)  # type: ignore[index]
+    return names
+
+
+# --- what is uploaded
+
+
+def test_a_run_is_uploaded_whole(run: Path, hub: Hub) -> None:
+    evaluate(run)
+    assert main(["push", str(run), "repo_id=user/name", "private=true"]) == 0
+    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"]
+    created, uploaded = (settings for _, settings in hub.calls)
+    assert created == {"repo_id": "user/name", "private": True, "repo_type": "model", "exist_ok": True}
+    assert (uploaded["repo_id"], uploaded["folder_path"], uploaded["repo_type"]) == ("user/name", run / "push", "model")
+    expected = {"README.md", "run.json", "results.jsonl", "report.html", "generator.pt"}
+    expected |= {"adapter/adapter_config.json", "adapter/adapter_model.safetensors"}
+    expected |= {"samples/base.png", "samples/guided.png", "samples/aligned.png"}  # and no grid of a training step
+    assert hub.uploaded == expected
+    assert (run / "push" / "generator.pt").read_bytes() == (run / "generator.pt").read_bytes()
+    assert hub.tokens == [None]
+    # once more, after the run has changed: nothing of the earlier one is left
+    shutil.rmtree(run / "adapter")
+    push_to_hub(run, "user/name", token="hf_own")
+    assert hub.uploaded == {name for name in expected if not name.startswith("adapter/")}
+    assert hub.calls[2][1]["private"] is False
+    assert hub.tokens == [None, "hf_own"]
+
+
+def test_a_dry_run_asks_nothing_of_the_hub(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    hub = Hub(monkeypatch)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    assert main(["push", str(run), "repo_id=user/name", "dry_run=true"]) == 0
+    assert hub.calls == hub.tokens == []
+    assert contents(run / "push") == {
+        *("README.md", "run.json", "report.html", "generator.pt", "samples/step-000002.png"),
+        *("adapter/adapter_config.json", "adapter/adapter_model.safetensors"),
+    }
+    assert f"hf upload user/name {run / 'push'}" in capsys.readouterr().err
+
+
+def test_adapters_go_by_themselves(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    push_to_hub(run, "user/name", adapter_only=True)
+    assert "generator.pt" not in hub.uploaded
+    assert {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "README.md"} <= hub.uploaded
+    card = card_of(run)
+    assert "LoRA adapters for a LlamaGen image generator" in card
+    assert "`generator.pt` |" not in section(card, "What is here")
+    found = run_snippet(card, run / "push", monkeypatch)["generator"].state_dict()
+    aligned = load_generator("mnist-llamagen", run / "generator.pt").state_dict()
+    assert all(torch.equal(found[name], aligned[name]) for name in aligned)
+
+
+def test_a_folder_of_shards_goes_as_a_folder(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / "generator").mkdir()
+    tensors = read_tensors(run / "generator.pt").tensors
+    torch.save(tensors, run / "generator" / "pytorch_model.bin")
+    (run / "generator" / "config.json").write_text("{}")
+    (run / "generator.pt").unlink()
+    push_to_hub(run, "user/name")
+    assert {"generator/pytorch_model.bin", "generator/config.json"} <= hub.uploaded
+    digest = sha256_of_file(run / "generator" / "pytorch_model.bin")
+    assert f"`generator/pytorch_model.bin` | the generator's weights, 1.4 MB, sha256 `{digest}`" in card_of(run)
+    found = run_snippet(card_of(run), run / "push", monkeypatch)["generator"].state_dict()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+# --- the card
+
+
+def test_the_front_matter_is_read_by_the_hub(run: Path, hub: Hub) -> None:
+    push_to_hub(run, "user/name")
+    assert ModelCard(card_of(run)).data.to_dict() == {
+        "library_name": "ar-align",
+        "tags": ["image-generation", "autoregressive", "alignment", "llamagen", "cca", "lora"],
+    }
+    shutil.rmtree(run / "adapter")
+    push_to_hub(run, "user/name", license="apache-2.0", base_model="them/base")
+    data = ModelCard(card_of(run)).data
+    assert (data.license, data.base_model) == ("apache-2.0", "them/base")
+    assert "lora" not in (data.tags or [])
+    assert "`apache-2.0`, as set by who published this" in section(card_of(run), "License")
+
+
+def test_a_run_without_evaluation_claims_nothing(run: Path, hub: Hub) -> None:
+    push_to_hub(run, "user/name")
+    results = section(card_of(run), "Results")
+    assert results.strip().startswith("Not evaluated")
+    assert not re.search(r"\d|\|", results)
+    # rows that chose settings are no claim either
+    evaluate(run, ROWS[:1])
+    push_to_hub(run, "user/name")
+    assert section(card_of(run), "Results") == results
+
+
+def test_the_results_are_those_of_the_report_rows(run: Path, hub: Hub) -> None:
+    evaluate(run)
+    push_to_hub(run, "user/name")
+    results = section(card_of(run), "Results")
+    assert [line for line in results.splitlines() if line.startswith("|")] == [
+        "| generator | guidance scale (1 = off) | T | FID | accuracy | forwards an image |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| base | 1 | 1 | 7.50 ± 0.25 | 0.750 | 49 |",
+        "| base | 1.5 | 1 | 4.25 ± 0.25 | 0.750 | 49 |",
+        "| **aligned** | 1 | 1, top-k 9 | 5.12 ± 0.25 | 0.750 | 49 |",
+        "| **aligned** | 1 | 1 | 4.50 ± 0.25 | 0.750 | 49 |",
+    ]
+    assert (
+        "Protocol `mnist-cnn` (keys `fid_mnist-cnn_2k`, `accuracy_mnist-cnn_2k`): 2,000 images for each row" in results
+    )
+    assert "against 1,000 reference images, sampling seed 1001" in results
+    assert "not comparable with Inception FID" in results
+    assert re.findall(r"!\[.*?\]\((.*?)\)", results) == ["samples/base.png", "samples/aligned.png"]  # the unguided
+
+
+def test_rows_of_several_protocols_are_refused(run: Path, hub: Hub) -> None:
+    evaluate(run, [ROWS[1], replace(ROWS[4], n=500)])
+    with pytest.raises(ValueError, match="cannot compare rows with different n"):
+        push_to_hub(run, "user/name")
+    assert hub.calls == []
+
+
+def test_a_training_of_a_study_shows_the_studys_figures_of_its_own_weights(run: Path, hub: Hub) -> None:
+    weights = json.loads((run / "run.json").read_text())["hashes"]["aligned"]
+    rows = [row("base", 7.5), row("aligned", 4.5, checkpoint=weights[:16]), row("sft", 7.25, checkpoint="f" * 16)]
+    rows += [row("base", 7.75, seed=1002), row("aligned", 5.5, seed=1002, checkpoint="e" * 16)]
+    evaluate(run.parent, rows)
+    push_to_hub(run, "user/name")
+    figures = re.findall(r"\| ([\w*]+) \| 1 \| 1 \| ([\d.]+)", section(card_of(run), "Results"))
+    assert figures == [("base", "7.50"), ("**aligned**", "4.50")]
+    assert len((run / "push" / "results.jsonl").read_text().splitlines()) == 2
+    assert not (run / "results.jsonl").exists()
+
+
+def test_the_card_says_how_it_was_trained_and_how_to_repeat_it(run: Path, hub: Hub) -> None:
+    push_to_hub(run, "user/name")
+    card, record = card_of(run), json.loads((run / "run.json").read_text())
+    training = section(card, "How it was trained")
+    assert "**Method**: CCA (`align.objectives.cca`), [arXiv 2410.09347](https://arxiv.org/abs/2410.09347)" in training
+    assert "the generator `mnist-llamagen` that ar-align ships" in training
+    assert record["generator_facts"]["checkpoint"]["sha256"] in training
+    assert record["hashes"]["base"] in training
+    assert "**Reward**: none" in training
+    assert "LoRA adapters of rank 2, alpha 16" in training
+    table = dict(re.findall(r"^\| `([\w.]+)` \| `?(.*?)`? \|$", training, re.MULTILINE))
+    assert {
+        "objective.lambda_": "5",
+        "trainer.learning_rate": "0.0002",
+        "reference.kind": "frozen",
+    }.items() <= table.items()
+    assert table["trainer.max_steps"] == "2"
+    # parts that CCA does not use, and what only watches, are left out
+    assert not [name for name in table if name.startswith(("rollout", "pairs", "kl", "trainer.save", "actions"))]
+    command = section(card, "How to make it again")
+    assert f"    align train experiment=mnist/cca trainer.lora_rank=2 {' '.join(SHORT)}\n" in command
+    assert str(run.parent.parent) not in card  # no folders of this machine
+    assert f"ar-align {record['versions']['ar-align']}" in command
+    digest = sha256_of_file(run / "generator.pt")
+    assert f"| `generator.pt` | the generator's weights, 1.4 MB, sha256 `{digest}` |" in section(card, "What is here")
+
+
+def test_guidance_is_told_in_all_three_conventions(run: Path, hub: Hub) -> None:
+    push_to_hub(run, "user/name")
+    guidance = section(card_of(run), "Guidance")
+    assert "logits = null + s * (conditional - null)" in guidance
+    assert "**1.0 is off**" in guidance
+    rows = re.findall(r"^\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", guidance, re.MULTILINE)
+    assert rows
+    generator = load_generator("mnist-llamagen")
+    cond, null = (torch.randn(generator.vocab_size) for _ in range(2))
+    for ours, llamagen, var in [map(float, values) for values in rows]:
+        guided = null + ours * (cond - null)
+        torch.testing.assert_close(guided, null + (cond - null) * llamagen)  # LlamaGen's formula
+        torch.testing.assert_close(guided, (1 + var) * cond - var * null)  # VAR's
+
+
+def test_the_cards_code_loads_what_was_trained(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of a family, whose name, size and tokenizer the code must tell."""
+    monkeypatch.chdir(tmp_path)
+    generator = tiny_llamagen()
+    assert generator.tokenizer is not None
+    generator.save_published("mine.pt")
+    save_tokenizer(generator.tokenizer, Path("vq.pt"))
+    codes = torch.arange(8 * 6).view(8, 6) % 16
+    Codes(codes, torch.arange(8) % 4, sha256_of_tensors(generator.tokenizer.state_dict())).save(Path("c.safetensors"))
+    own = ["generator=llamagen", "generator.checkpoint=mine.pt", "generator.tokenizer_checkpoint=vq.pt"]
+    own += ["generator.config.grid=[3,2]", "generator.config.num_heads=2", "data=codes", "data.codes=c.safetensors"]
+    assert main(["train", "objective=sft", "output_dir=run", *own, *SHORT]) == 0
+    push_to_hub("run", "user/name")
+    card = card_of(Path("run"))
+    names = run_snippet(card, Path("run/push"), monkeypatch)
+    exported = read_tensors(Path("run/generator.pt")).tensors
+    assert all(torch.equal(names["generator"].state_dict()[name], exported[name]) for name in exported)
+    assert names["images"].shape == (1, 12, 8, 3)
+    for name, title in (("vq.pt", "How to load it"), ("mine.pt", "How it was trained")):
+        size, digest = Path(name).stat().st_size / 1e6, sha256_of_file(Path(name))
+        assert f"`{name}`, {size:.1f} MB, sha256 `{digest}`" in section(card, title)
+    assert "The authors' own code loads it as it loads theirs" in card
+    assert "base_model" not in card  # a file of no published name
+
+
+@pytest.mark.parametrize(
+    ("name", "repository"),
+    [
+        ("c2i_XL_384.pt", "FoundationVision/LlamaGen"),
+        ("t2i_XL_stage2_512.pt", "peizesun/llamagen_t2i"),
+        ("var_d30.pth", "FoundationVision/var"),
+        ("Janus-Pro-7B", "deepseek-ai/Janus-Pro-7B"),
+        ("c2i_XL_384_mine.pt", None),
+        ("generator.pt", None),
+        ("", None),
+    ],
+)
+def test_the_base_is_known_by_a_published_name_only(name: str, repository: str | None) -> None:
+    assert model_card._hub_name(name) == repository
+
+
+def test_an_input_that_the_authors_do_not_know_is_told(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    export = model_card.Export("generator.pt", ["output.weight", "beta_embedding.layers.0.weight"], "bare", [])
+    text = model_card._authors_code(record["generator_facts"], export)
+    assert "1 tensors more, `beta_embedding.*`" in text
+    assert "does not know it" in text
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ("grpo", ("group relative policy optimisation (GRPO)", "2402.03300")),
+        ("dapo", ("DAPO", "2503.14476")),
+        ("reinforce", ("reinforce", None)),
+        ("ddo", ("DDO", "2503.01103")),
+        ("dpo", ("Direct preference optimisation", "2305.18290")),
+        ("va_pi", ("VA-π", "2512.19680")),
+        ("gft_sampled", ("GFT", "2501.15420")),
+        ("sft", ("sft", None)),
+    ],
+)
+def test_methods_are_named_with_their_papers(objective: str, expected: tuple[str, str | None]) -> None:
+    from recipes.config import compose
+
+    assert card_training.method(compose("train", [f"objective={objective}"])) == expected
+
+
+# --- what cannot be pushed
+
+
+def set_record(folder: Path, **facts: Any) -> None:
+    record = json.loads((folder / "run.json").read_text()) | facts
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "message"),
+    [
+        (lambda run: set_record(run, status="interrupted"), {}, r"is not finished \(interrupted\); go on with it"),
+        (lambda run: set_record(run, kind="sweep"), {}, "holds a run of `align sweep`; give the folder of"),
+        (lambda run: shutil.rmtree(run / "adapter"), {"adapter_only": True}, "has no adapter/: it trained all weights"),
+        (lambda run: (run / "generator.pt").unlink(), {}, "its exported weights are gone"),
+    ],
+)
+def test_what_is_not_there_is_not_pushed(run: Path, hub: Hub, change: Any, settings: Any, message: str) -> None:
+    change(run)
+    with pytest.raises(ValueError, match=message):
+        push_to_hub(run, "user/name", **settings)
+    assert hub.calls == []
+    assert not (run / "push").exists()
+
+
+@pytest.mark.parametrize("repo_id", ["name", "a/b/c", "user/na me", "user/--", "user/name.git"])
+def test_names_that_cannot_be_are_refused(run: Path, hub: Hub, repo_id: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(repo_id)):
+        push_to_hub(run, repo_id)
+    assert hub.calls == []
+
+
+def test_a_folder_that_is_no_runs(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="is not a run's folder"):
+        push_to_hub(tmp_path, "user/name")
+
+
+def test_without_a_token_nothing_begins(run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    assert main(["push", str(run), "repo_id=user/name"]) == 1
+    assert "no token of the Hugging Face Hub; log in by `hf auth login`" in capsys.readouterr().err
+    assert hub.calls == []
+    push_to_hub(run, "user/name", token="hf_own")
+    assert [name for name, _ in hub.calls] == ["create_repo", "upload_folder"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ConnectionError("no route to host"), "the Hub cannot be reached (no route to host)"),
+        (
+            HfHubHTTPError("403 Forbidden", response=SimpleNamespace(headers={}, request=None)),
+            "the Hub refused to write user/name: 403 Forbidden",
+        ),  # type: ignore[arg-type]
+    ],
+)
+def test_a_failed_upload_keeps_the_folder(run: Path, monkeypatch: Any, capsys: Any, error: Any, message: str) -> None:
+    Hub(monkeypatch, error)
+    assert main(["push", str(run), "repo_id=user/name"]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert f"everything is in {run / 'push'}; the same command tries again" in said
+    assert "Traceback" not in said
+    assert {"README.md", "generator.pt"} <= contents(run / "push")
+    assert {"generator.pt", "run.json"} <= contents(run)
+
+
+def test_settings_of_a_run_that_uses_rewards_and_penalties() -> None:
+    from recipes.config import compose
+
+    config = compose("train", ["experiment=mnist/grpo", "reproduce_bugs.reference_dropout=true"])
+    shown = card_training.settings(config)
+    assert (shown["kl.coefficient"], shown["rollout.num_generations"], shown["objective.loss_type"]) == (
+        0.15,
+        8,
+        "grpo",
+    )
+    assert "rollout.probe_every" not in shown
+    assert "trainer.lora_rank" not in shown
+    record = {"wall_seconds": 61.0, "device": "a GPU", "processes": 8, "config": OmegaConf.to_container(config)}
+    lines = "\n".join(card_training.training_lines(record, config, {}, "GRPO", None, "them/base"))
+    assert "`classifier-log-prob` (weight 1)" in lines
+    assert "reproduced on purpose**: reference_dropout True" in lines
+    assert "61 s with its evaluation, on a GPU in 8 processes" in lines
+
+
+def test_the_run_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", "repo_id=user/name"]) == 1
+    assert "required and not given: run" in capsys.readouterr().err
