@@ -1,0 +1,348 @@
+"""Infinity against the original authors' numbers, and its published file format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import golden
+import pytest
+import torch
+from conftest import Captions, tiny_infinity, tiny_var
+from torch import Tensor
+
+from align import SamplingConfig, load_generator, sample, score
+from align.checkpoints import save_tokenizer
+from align.generators import Infinity
+from align.generators.infinity_sizes import published_schedules
+from align.inspection import inspect
+from align.objectives import token_logprobs
+from align.tensor_files import read_tensors, save_tensors
+from align.text import CaptionFeatures
+from align.types import Condition
+
+# the published schedule that each golden takes the first four scales of
+PIXELS = {"square": (1024, 1024), "tall": (1248, 832)}
+
+
+@pytest.fixture(scope="module")
+def numbers() -> dict[str, Any]:
+    return golden.load("infinity_tiny")
+
+
+@pytest.fixture(scope="module")
+def files(numbers: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("published")
+    torch.save(golden.weights(numbers), folder / "infinity.pth")
+    torch.save({"vae": golden.weights(numbers["vae"])}, folder / "vae.pth")
+    return folder
+
+
+def load(files: Path, kind: str) -> Infinity:
+    schedule, _ = published_schedules()[PIXELS[kind]]
+    generator = load_generator("infinity", files / "infinity.pth", files / "vae.pth", schedule=schedule, num_scales=4)
+    assert isinstance(generator, Infinity)
+    return generator
+
+
+@pytest.fixture(scope="module")
+def original(files: Path) -> Infinity:
+    return load(files, "square")
+
+
+@pytest.fixture(scope="module")
+def captions(numbers: dict[str, Any]) -> CaptionFeatures:
+    return CaptionFeatures.of(numbers["features"].split(numbers["lens"]), 9)
+
+
+@pytest.fixture(scope="module")
+def condition(captions: CaptionFeatures, original: Infinity) -> Condition:
+    return original.encode_condition(captions)
+
+
+def bits(logits_BNC: Tensor) -> Tensor:
+    """Theirs, which are those of all bits of a position in one row, as ours."""
+    return logits_BNC.reshape(len(logits_BNC), -1, 2)
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+def test_logits_equal_the_originals(kind: str, numbers: dict[str, Any], files: Path, captions: CaptionFeatures) -> None:
+    generator, wanted = load(files, kind), numbers[kind]
+    condition, tokens = generator.encode_condition(captions), wanted["tokens"].long()
+    with torch.no_grad():
+        torch.testing.assert_close(generator(tokens, condition), bits(wanted["logits"]), atol=1e-4, rtol=0)
+        if kind == "square":
+            null = generator(tokens, generator.null_condition(condition))
+            torch.testing.assert_close(null, bits(wanted["logits_null"]), atol=1e-4, rtol=0)
+
+
+def test_logits_given_flipped_bits_equal_the_originals(
+    numbers: dict[str, Any], original: Infinity, condition: Condition
+) -> None:
+    """As in the authors' training (bitwise self-correction): what is read has flipped bits, and what is learnt mends them."""
+    wanted = numbers["square"]["flipped"]
+    assert (wanted["context"] != wanted["tokens"]).any()
+    with torch.no_grad():
+        logits = original(wanted["tokens"].long(), condition, context_BL=wanted["context"].long())
+    torch.testing.assert_close(logits, bits(wanted["logits"]), atol=1e-4, rtol=0)
+
+
+def test_gradients_equal_the_originals(numbers: dict[str, Any], original: Infinity, condition: Condition) -> None:
+    wanted = numbers["square"]
+    tokens = wanted["tokens"].long()
+    original.zero_grad()
+    loss = -token_logprobs(original(tokens, condition), tokens).mean()
+    loss.backward()
+    assert loss.item() == pytest.approx(wanted["train_loss"], rel=1e-5)
+    norms = {name: p.grad.norm().item() for name, p in original.named_parameters() if p.grad is not None}
+    assert norms == pytest.approx(wanted["grad_norms"], rel=1e-3)
+    original.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("square", "greedy_cfg1"), ("square", "greedy_cfg3"), ("tall", "greedy_cfg3")]
+)
+def test_greedy_bits_equal_the_originals(
+    kind: str, name: str, numbers: dict[str, Any], files: Path, captions: CaptionFeatures
+) -> None:
+    generator, wanted = load(files, kind), numbers[kind]["samples"][name]
+    config = SamplingConfig(guidance_scale=wanted["cfg"], temperature=0)
+    rollout = sample(generator, generator.encode_condition(captions), config)
+    assert torch.equal(rollout.tokens_BL, wanted["tokens"].long())
+    if "image" in wanted:
+        difference = (generator.decode(rollout.tokens_BL).int() - wanted["image"].int()).abs()
+        assert difference.max() <= 1
+        assert (difference > 0).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("name", ["seeded_cfg1_tau1", "seeded_cfg4_tau0.5_p0.97"])
+def test_sampling_distribution_equals_the_originals(
+    name: str, numbers: dict[str, Any], original: Infinity, condition: Condition
+) -> None:
+    wanted = numbers["square"]["samples"][name]
+    config = SamplingConfig(
+        guidance_scale=wanted["cfg"], temperature=wanted["tau"], top_k=wanted["top_k"], top_p=wanted["top_p"] or 1.0
+    )
+    with torch.no_grad():
+        logprobs = score(original, wanted["tokens"].long(), condition, config)
+    torch.testing.assert_close(logprobs.exp(), wanted["token_probs"], atol=1e-4, rtol=0)
+
+
+# --- captions
+
+
+def test_a_caption_does_not_depend_on_its_padding(numbers: dict[str, Any], original: Infinity) -> None:
+    """Nor on what stands there, nor on the captions beside it; the null caption is as long as the caption."""
+    rows = numbers["features"].split(numbers["lens"])
+    tokens = numbers["square"]["tokens"].long()
+    together = original.encode_condition(CaptionFeatures.of(rows, 9))
+    assert together.tensors["mask"].shape == (2, 7)  # columns that no caption needs are gone
+    noise = torch.where(together.tensors["mask"].unsqueeze(-1), together.tensors["caption"], 100.0)
+    with torch.no_grad():
+        for null in (False, True):
+            conditions = [
+                together,
+                Condition({**together.tensors, "caption": noise}),
+                Condition.cat([original.encode_condition(CaptionFeatures.of([row], len(row))) for row in rows]),
+            ]
+            if null:
+                conditions = [original.null_condition(each) for each in conditions]
+            expected = original(tokens, conditions[0])
+            for each in conditions[1:]:
+                torch.testing.assert_close(original(tokens, each), expected, atol=1e-5, rtol=0)
+        mixed = together.where(torch.tensor([False, True]), original.null_condition(together))
+        both = original(tokens, together)[:1], original(tokens, original.null_condition(together))[1:]
+        torch.testing.assert_close(original(tokens, mixed), torch.cat(both), atol=1e-5, rtol=0)
+
+
+def test_the_null_caption_is_learnt() -> None:
+    generator = tiny_infinity()
+    condition = generator.null_condition(generator.encode_condition(["a red cube"]))
+    generator(torch.zeros(1, 28, dtype=torch.long), condition).square().sum().backward()
+    gradient = generator.cfg_uncond.grad
+    assert gradient is not None
+    assert gradient.abs().sum(dim=1).bool().tolist() == [True, True, True, True, False]  # three words and an end
+
+
+def test_captions_need_an_encoder_that_fits() -> None:
+    generator = tiny_infinity()
+    assert generator.caption_shape == (5, 6)
+    assert not generator.clean_captions
+    with pytest.raises(ValueError, match="caption features are 9 wide, and this generator reads 6"):
+        generator.encode_condition(Captions(length=5, width=9).encode(["red"]))
+    with pytest.raises(ValueError, match="captions have 2 to 7 features; this generator reads 1 to 5"):
+        generator.encode_condition(Captions(length=7, width=6).encode(["red", "one two three four five six"]))
+    generator.attach_text(None)
+    with pytest.raises(ValueError, match="without a text encoder; pass text_encoder="):
+        generator.encode_condition(["a red cube"])
+
+
+# --- sizes and schedules
+
+
+def test_every_published_image_size_has_a_schedule() -> None:
+    schedules = published_schedules()
+    assert len(schedules) == 60  # eight shapes, seven of them both ways, at four areas
+    square, number = schedules[1024, 1024]
+    assert (number, sum(height * width for height, width in square)) == (13, 10521)
+    for (height, width), (schedule, drawn) in schedules.items():
+        assert (16 * schedule[drawn - 1][0], 16 * schedule[drawn - 1][1]) == (height, width)
+        mirrored, same = schedules[width, height]
+        assert (tuple((b, a) for a, b in mirrored), same) == (schedule, drawn)
+    # a smaller image takes the first scales of a larger one's schedule, and stands at its places
+    assert schedules[256, 256] == (square, 7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "does not say its scales; pass image_size=1024"),
+        ({"image_size": 1024, "schedule": [(1, 1), (2, 2)]}, "and not both"),
+        ({"image_size": 1000}, r"draws 1000x1000 pixels .*squares: 256, 512, 768, 1024; others near it: 1024x1024"),
+        ({"image_size": 1024, "num_scales": 3}, "num_scales= goes with schedule="),
+        ({"schedule": [(1, 1), (2, 2)], "num_scales": 3}, "num_scales is 3; it must be 2 to 2"),
+        ({"schedule": [(2, 2), (3, 3)]}, r"starts at \(2, 2\)"),
+        ({"schedule": [(1, 1), (3, 3), (2, 4)]}, "two or more growing maps"),
+        ({"image_size": 1024}, "num_scales is 13, and this Infinity knows 4 scales"),
+        ({"grid": (2, 2)}, "takes image_size= .*; got \\['grid'\\]"),
+    ],
+)
+def test_scales_are_asked_for_and_checked(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
+    tiny_infinity().save_published(tmp_path / "infinity.pth")
+    with pytest.raises(ValueError, match=message):
+        load_generator("infinity", tmp_path / "infinity.pth", **settings)
+
+
+def test_the_tokenizer_must_be_there_and_fit(tmp_path: Path) -> None:
+    generator = tiny_infinity(with_tokenizer=False)
+    condition = generator.encode_condition(["red"])
+    for call in (
+        lambda: generator(torch.zeros(1, 28, dtype=torch.long), condition),
+        lambda: sample(generator, condition),
+        lambda: generator.decode(torch.zeros(1, 28, dtype=torch.long)),
+    ):
+        with pytest.raises(ValueError, match="without a tokenizer.*pass tokenizer_checkpoint="):
+            call()
+    scales = {"schedule": generator.sizes.schedule, "num_scales": 3}
+    generator.save_published(tmp_path / "infinity.pth")
+    var = tiny_var()
+    assert var.tokenizer is not None
+    save_tokenizer(var.tokenizer, tmp_path / "var.pth")
+    with pytest.raises(ValueError, match="does not say its scales; pass patch_nums="):
+        load_generator("infinity", tmp_path / "infinity.pth", tmp_path / "var.pth", **scales)
+    tokenizer = tiny_infinity().tokenizer
+    assert tokenizer is not None
+    save_tokenizer(tokenizer, tmp_path / "vae.pth")
+    save_tensors(tmp_path / "wide.pth", {**generator.state_dict(), "word_embed.weight": torch.ones(16, 5)})
+    with pytest.raises(ValueError, match="reads codes of 5 numbers and its tokenizer's have 4"):
+        load_generator("infinity", tmp_path / "wide.pth", tmp_path / "vae.pth", **scales)
+    with pytest.raises(ValueError, match="it looks like Infinity.s image tokenizer: pass it as tokenizer_checkpoint"):
+        load_generator("infinity", tmp_path / "vae.pth", **scales)
+
+
+# --- published files
+
+
+@pytest.mark.parametrize("wrapper", [None, "trainer/gpt_fsdp"])
+@pytest.mark.parametrize("heads_last", [False, True])
+def test_published_file_round_trips(wrapper: str | None, heads_last: bool, tmp_path: Path) -> None:
+    """Whichever way round the attention scales lie, in several precisions, and with buffers that are not needed."""
+    generator = tiny_infinity(heads_last=heads_last)
+    assert generator.state_dict()["block_chunks.1.module.0.sa.scale_mul_1H11"].shape[2 if heads_last else 1] == 2
+    tensors = {
+        name: tensor.bfloat16() if i % 2 else tensor for i, (name, tensor) in enumerate(generator.state_dict().items())
+    }
+    tensors["lvl_1L"] = torch.zeros(1, 7, dtype=torch.long)
+    tensors["block_chunks.0.module.0.sa.zero_k_bias"] = torch.full((16,), -0.0)
+    save_tensors(tmp_path / "in.pth", tensors, wrapper)
+    scales = {"schedule": generator.sizes.schedule, "num_scales": 3}
+    again = load_generator("infinity", tmp_path / "in.pth", **scales)
+    assert isinstance(again, Infinity)
+    assert again.sizes == generator.sizes
+    again.save_published(tmp_path / "out.pth")
+    result = read_tensors(tmp_path / "out.pth")
+    assert result.wrapper == wrapper
+    assert list(result.tensors) == list(tensors)
+    for name, tensor in tensors.items():
+        assert result.tensors[name].dtype == tensor.dtype
+        assert torch.equal(result.tensors[name].view(torch.uint8), tensor.view(torch.uint8)), name
+    again.attach(generator.tokenizer)
+    tokens, condition = torch.zeros(1, 28, dtype=torch.long), generator.encode_condition(["red"])
+    with torch.no_grad():
+        torch.testing.assert_close(again(tokens, condition), generator(tokens, condition), atol=0.1, rtol=0)
+
+
+def test_a_new_file_is_bare_and_in_the_authors_order(numbers: dict[str, Any], files: Path, tmp_path: Path) -> None:
+    generator = load(files, "square")
+    generator.file = None
+    generator.save_published(tmp_path / "new.pth")
+    found = torch.load(tmp_path / "new.pth", weights_only=True)
+    assert list(found) == [name for name, *_ in numbers["spec"]]
+
+
+def test_inspection_knows_both_files(files: Path) -> None:
+    found = inspect(files / "infinity.pth")
+    assert (found.kind, found.codes, found.tokens) == (
+        "infinity",
+        2,
+        "8 bits a position; how many positions is not told by the file",
+    )
+    assert not found.problems
+    assert found.odd[0].startswith("the image size is not told: pass image_size=1024")
+    found = inspect(files / "vae.pth")
+    assert (found.kind, found.tokens, found.problems, found.odd) == ("bsq", "8 bits for 4x4 pixels", [], [])
+
+
+# --- running
+
+
+def test_sampling_keeps_no_keys_of_the_last_scale(original: Infinity, condition: Condition) -> None:
+    cache = original.new_cache(2)
+    assert {tuple(kv.shape) for kv in cache.blocks} == {(2, 2, 4, 1 + 4 + 16, 16)}
+    with torch.no_grad():
+        original.start(condition, cache)
+        original.keep_rows(cache, 1)
+    # the other rows' memory is given back
+    assert {kv.untyped_storage().nbytes() for kv in cache.blocks} == {4 * 2 * 4 * 21 * 16}
+
+
+def test_half_precision_runs_and_stays_near(original: Infinity, numbers: dict[str, Any], files: Path) -> None:
+    schedule, _ = published_schedules()[1024, 1024]
+    half = load_generator(
+        "infinity", files / "infinity.pth", files / "vae.pth", dtype=torch.bfloat16, schedule=schedule, num_scales=4
+    )
+    condition = half.encode_condition(CaptionFeatures.of(numbers["features"].split(numbers["lens"]), 7))
+    rollout = sample(half, condition, SamplingConfig(guidance_scale=3.0, seed=1))
+    with torch.no_grad():
+        logits = half(rollout.tokens_BL, condition)
+        expected = original(rollout.tokens_BL, condition)
+    assert logits.dtype == torch.float32
+    assert 0 < (logits - expected).abs().max() < 0.5  # of logits with a deviation of 5
+
+
+@pytest.mark.parametrize("kind", ["dropout", "drop_path"])
+def test_dropouts_act_in_train_mode_only(kind: str) -> None:
+    make: Callable[..., Infinity] = tiny_infinity
+    generator, plain = make(**{kind: 0.5}), make()
+    tokens = torch.zeros(4, 28, dtype=torch.long)
+    condition = generator.encode_condition(["red", "a blue cone", "two balls", "green"])
+    with torch.no_grad():
+        assert torch.equal(generator(tokens, condition), plain(tokens, condition))
+        torch.manual_seed(0)
+        assert not torch.equal(generator.train()(tokens, condition), plain(tokens, condition))
+        # captions are never dropped by the generator itself
+        assert torch.equal(plain.train()(tokens, condition), plain.eval()(tokens, condition))
+
+
+def test_gradient_checkpointing_changes_no_gradient() -> None:
+    generator = tiny_infinity()
+    tokens = torch.randint(0, 2, (2, 28), generator=torch.Generator().manual_seed(0))
+    condition = generator.encode_condition(["red", "a blue cone"])
+    gradients = []
+    for switch in (False, True):
+        generator.gradient_checkpointing = switch
+        generator.zero_grad()
+        generator(tokens, condition).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in generator.parameters() if parameter.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
