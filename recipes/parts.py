@@ -30,7 +30,8 @@ def make_generator(config: DictConfig, **extra: Any) -> Generator:
     """The generator of a `generator:` section. A run's folder as checkpoint means its aligned weights."""
     if config.dtype not in DTYPES:
         raise ValueError(f"unknown generator.dtype {config.dtype!r}; known: {', '.join(DTYPES)}")
-    settings: dict[str, Any] = {str(key): value for key, value in config.config.items() if value is not None}
+    chosen: dict[str, Any] = OmegaConf.to_container(config.config)  # type: ignore[assignment]
+    settings = {name: value for name, value in chosen.items() if value is not None}
     if "grid" in settings:
         settings["grid"] = tuple(settings["grid"])
     generator = load_generator(

@@ -100,8 +100,8 @@ def check_tokens(
     """
     if length != generator.layout.length:
         raise ValueError(
-            f"{reference}: images of {length} tokens; this generator takes {_layout(generator)}: were they encoded at "
-            "another image_size, or for another kind of generator?"
+            f"{reference}: images of {_grid(length)} tokens; this generator takes {_layout(generator)}: were they encoded "
+            "at another image_size, or for another kind of generator?"
         )
     if largest is not None and largest >= generator.vocab_size:
         raise ValueError(f"{reference}: tokens up to {largest}; the generator knows 0 to {generator.vocab_size - 1}")
@@ -139,6 +139,10 @@ def _layout(generator: Generator) -> str:
     blocks, length = generator.layout.block_sizes, generator.layout.length
     if len(blocks) < length:
         return f"{length} in {len(blocks)} scales"
+    return _grid(length)
+
+
+def _grid(length: int) -> str:
     side = math.isqrt(length)
     return f"{length} ({side}x{side})" if side * side == length else str(length)
 
