@@ -31,6 +31,7 @@ from align.generators.captions import TextEncoder, attach_text_encoder
 from align.generators.janus_config import read_settings
 from align.generators.janus_prompts import PromptTokenizer
 from align.generators.published import describe
+from align.shapes import shapes_only
 from align.tensor_files import TensorFile, read_tensors, save_tensors
 from align.tokenizers import (
     BSQConfig,
@@ -191,7 +192,7 @@ def _make_tokenizer(
         file = replace(file, tensors=janus_keys.tokenizer_tensors(file.tensors))
     tokenizer: Tokenizer
     try:
-        with torch.device("meta"):
+        with shapes_only():
             if "encoder.conv_in.conv.weight" in file.tensors:
                 tokenizer = BSQTokenizer(BSQConfig.infer(file.tensors, scales=scales))
             elif "encoder.down.0.block.0.conv1.weight" in file.tensors:
@@ -265,7 +266,7 @@ def told_grid(file: TensorFile) -> tuple[int, int] | None:
 
 def empty_generator(family: str, sizes: Sizes) -> PublishedGenerator[Any]:
     """A generator on the meta device: names and shapes, no numbers."""
-    with torch.device("meta"):
+    with shapes_only():
         return _FAMILIES[family].generator(sizes)
 
 

@@ -26,6 +26,7 @@ from align.checkpoints import (
 from align.files import sha256_of_file
 from align.generators import InfinityConfig
 from align.generators.janus_keys import tokenizer_tensors
+from align.shapes import shapes_only
 from align.tensor_files import TensorFile, read_tensors
 from align.tokenizers import (
     BSQConfig,
@@ -184,7 +185,7 @@ def _lacking(file: TensorFile) -> list[str]:
 def _tokenizer(kind: str, file: TensorFile) -> dict[str, Any]:
     config: VQConfig | MultiscaleVQConfig | BSQConfig
     try:
-        with torch.device("meta"):
+        with shapes_only():
             if kind == "vq":
                 config = VQConfig.infer(file.tensors)
                 expected: Mapping[str, Tensor] = VQTokenizer(config).state_dict()

@@ -25,7 +25,8 @@ RULES: dict[str, set[str]] = {
     "align.text": {"align.files"},
     "align.generators": {"align.types", "align.tensor_files", "align.text", "align.tokenizers"},
     "align.sampling": {"align.types", "align.generators"},
-    "align.checkpoints": {"align.tensor_files", "align.generators", "align.text", "align.tokenizers"},
+    "align.shapes": set(),
+    "align.checkpoints": {"align.shapes", "align.tensor_files", "align.generators", "align.text", "align.tokenizers"},
     "align.data": {"align.files", "align.checkpoints", "align.sampling"},
     "align.training": {
         *(
