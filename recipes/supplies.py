@@ -112,9 +112,10 @@ def _check_reference(config: DictConfig, needs: Needs, source: str) -> None:
         CachedReference.check(needs.of_reference, ("tokens", "chosen", "rejected"))
     if kind != "frozen" and config.reference.sync_steps is not None:
         raise ValueError(f"reference.kind={kind} cannot move; set reference.sync_steps=null, or kind=frozen")
-    if config.reproduce_bugs.reference_dropout and (kind != "frozen" or not config.trainer.dropout):
+    if config.reproduce_bugs.reference_dropout and (kind != "frozen" or not drops_out(config)):
         raise ValueError(
-            "reproduce_bugs.reference_dropout is for a frozen reference of a policy with dropout; set reference.kind=frozen and trainer.dropout"
+            "reproduce_bugs.reference_dropout is for a frozen reference of a policy with dropout; set reference.kind=frozen and trainer.dropout "
+            "(or a VAR's generator.config.drop_path)"
         )
     if kind == "adapter_off" and guides:
         raise ValueError(
@@ -128,10 +129,17 @@ def _check_reference(config: DictConfig, needs: Needs, source: str) -> None:
         raise ValueError("fakes are drawn from a reference of its own; set reference.kind=frozen, or fakes.per_class")
 
 
+def drops_out(config: DictConfig) -> bool:
+    """Whether the policy leaves anything out at random in training."""
+    return bool(config.trainer.dropout or config.generator.config.get("drop_path"))
+
+
 def _check_rollouts(config: DictConfig) -> None:
     rollout_settings(config)
-    if config.trainer.dropout:
-        raise ValueError("policy gradient compares log-probs of sampling and of training; set trainer.dropout=0")
+    if drops_out(config):
+        raise ValueError(
+            "policy gradient compares log-probs of sampling and of training; set trainer.dropout=0 (and a VAR's generator.config.drop_path=0)"
+        )
     rows = _rows_per_step(config)
     if rows % config.rollout.num_generations:
         raise ValueError(

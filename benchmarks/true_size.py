@@ -1,0 +1,307 @@
+"""What the recipes of published models cost at true size: memory, seconds a step, and how near to the machine's limit.
+
+    python benchmarks/true_size.py llamagen/cca_b trainer.per_device_train_batch_size=1     # on a CPU, one recipe a call
+    python benchmarks/true_size.py --results benchmarks/results/true-size-h100.json         # on a GPU, all of them
+
+Files of the published sizes and forms are made with random weights, then loaded, sampled from and trained on as a user's
+would be, on random codes, images and captions. A step is of two micro-batches; what the published batch takes is
+computed from it. The limit is the rate of a large matrix product, measured in the same run, at the operations that
+torch counts in a step: 1.0 would be a step of nothing but such products. Peak memory is that of the GPU, or of the
+whole process on a CPU. Times of sampling are of the plain sampler without guidance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from omegaconf import OmegaConf
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+import align.training.callbacks as callbacks
+from align import SamplingConfig, sample
+from align.checkpoints import save_tokenizer
+from align.data import Codes, PreferencePairs
+from align.files import sha256_of_tensors, write_text
+from align.generators import VAR, LlamaGen, LlamaGenConfig, LlamaGenT2I, PublishedGenerator, VARConfig
+from align.generators.llamagen import PUBLISHED
+from align.text.features import EncoderFacts
+from align.text.store import FeatureStore, caption_key
+from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
+from recipes.config import CONF, compose, options
+from recipes.parts import make_generator, make_objective, use_bf16
+from recipes.run import describe_device
+from recipes.supplies import check_recipe, make_supplies
+from recipes.train import train_generator
+
+RECIPES = [name for name in options("experiment") if name.split("/")[0] in ("llamagen", "var")]
+ROWS = 4096  # codes and pairs to draw from
+CAPTIONS = [f"a photo of {count} things" for count in range(16)]
+
+
+def make_files(recipe: str, folder: Path) -> list[str]:
+    """Random weights and data of the recipe's family and size; the settings that name them."""
+    experiment: dict[str, Any] = yaml.safe_load((CONF / "experiment" / f"{recipe}.yaml").read_text())
+    chosen = {key.removeprefix("override /"): value for entry in experiment["defaults"] for key, value in entry.items()}
+    generator, tokenizer = make_models(chosen["generator"], experiment["generator"])
+    generator.save_published(folder / "generator.pt")
+    save_tokenizer(tokenizer, folder / "tokenizer.pt")
+    classes, length, codes = generator.num_classes, generator.layout.length, generator.vocab_size
+    del generator
+    settings = [
+        f"generator.checkpoint={folder / 'generator.pt'}",
+        f"generator.tokenizer_checkpoint={folder / 'tokenizer.pt'}",
+    ]
+    stream, digest = torch.Generator().manual_seed(0), sha256_of_tensors(tokenizer.state_dict())
+    if classes is None:
+        settings.append(f"generator.text_encoder={make_features(folder / 'features')}")
+    if chosen["data"] == "codes":
+        tokens = torch.randint(codes, (ROWS, length), generator=stream)
+        Codes(tokens, torch.randint(1000, (ROWS,), generator=stream), digest).save(folder / "codes.safetensors")
+        settings.append(f"data.codes={folder / 'codes.safetensors'}")
+    elif chosen["data"] == "images":
+        settings.append(f"data.images={make_images(folder / 'images', captions=classes is None)}")
+        settings.append(f"data.kind={'jsonl' if classes is None else 'folder'}")
+    elif classes is None:
+        write_text(folder / "prompts.txt", "\n".join(CAPTIONS))
+        settings.append(f"data.prompts={folder / 'prompts.txt'}")
+    if chosen["objective"] == "dpo":
+        two = [torch.randint(codes, (ROWS, length), generator=stream) for _ in range(2)]
+        labels, rewards = torch.randint(1000, (ROWS,), generator=stream), torch.zeros(ROWS)
+        PreferencePairs(*two, labels, rewards + 1, rewards, digest, "unknown").save(folder / "pairs.safetensors")
+        settings.append(f"pairs.file={folder / 'pairs.safetensors'}")
+    if chosen["objective"] == "grpo":
+        settings.append("reward.rewards=[{name: jpeg-compressibility}]")
+    if chosen["objective"] == "va_pi":  # the perceptual network's file is the user's
+        settings += ["actions.perceptual=null", "actions.perceptual_weight=0"]
+    return settings
+
+
+def make_models(
+    family: str, section: dict[str, Any]
+) -> tuple[PublishedGenerator[Any], VQTokenizer | MultiscaleVQTokenizer]:
+    size = section["size"]
+    torch.manual_seed(0)
+    with torch.device(DEVICE):
+        if family == "var":
+            depth = int(size.removeprefix("d"))
+            width, scales = 64 * depth, tuple(section["config"]["patch_nums"])
+            sizes = VARConfig(
+                dim=width, num_layers=depth, num_heads=depth, hidden_dim=4 * width, vocab_size=4096, codebook_dim=32,
+                num_classes=1000, patch_nums=scales, l2_norm=True, shared_adaln=False,
+            )  # fmt: skip
+            multiscale = MultiscaleVQTokenizer(MultiscaleVQConfig(patch_nums=scales))
+            return _spread(VAR(sizes, multiscale)), multiscale.cpu()
+        dim = next(dim for dim, (name, *_) in PUBLISHED.items() if name == size)
+        _, layers, heads = PUBLISHED[dim]
+        condition = {"num_classes": 1000} if family == "llamagen" else {"caption_tokens": 120, "caption_dim": 2048}
+        llama = LlamaGenConfig(
+            dim=dim, num_layers=layers, num_heads=heads, hidden_dim=LlamaGenConfig.hidden(dim), vocab_size=16384,
+            grid=tuple(section["config"]["grid"]), **condition,
+        )  # fmt: skip
+        tokenizer = VQTokenizer(VQConfig())
+        return _spread((LlamaGen if family == "llamagen" else LlamaGenT2I)(llama)), tokenizer.cpu()
+
+
+@torch.no_grad()
+def _spread(generator: PublishedGenerator[Any]) -> PublishedGenerator[Any]:
+    """A spread of weights that keeps activations and logits in the range of trained ones."""
+    for name, parameter in generator.named_parameters():
+        if parameter.dim() >= 2 and "scale_mul" not in name:
+            parameter.normal_(std=0.02)
+    return generator
+
+
+def make_images(folder: Path, *, captions: bool) -> Path:
+    """JPEGs of the size of ImageNet's, of smooth noise."""
+    rows, random = [], np.random.default_rng(0)
+    for number in range(256):
+        path = folder / f"class{number % 16:02d}" / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(random.integers(0, 256, (32, 40, 3), dtype=np.uint8))
+        coarse.resize((500, 400), Image.Resampling.BICUBIC).save(path, quality=90)
+        rows.append(json.dumps({"image_path": str(path.resolve()), "text": CAPTIONS[number % len(CAPTIONS)]}))
+    if not captions:
+        return folder
+    write_text(folder / "images.jsonl", "\n".join(rows))
+    return folder / "images.jsonl"
+
+
+def make_features(folder: Path) -> Path:
+    """Caption features as flan-t5-xl's would lie in a store."""
+    store = FeatureStore(folder, EncoderFacts("random", 120, True, 2048, "bfloat16"))
+    store.append({caption_key(caption): torch.randn(9, 2048, dtype=torch.bfloat16) for caption in CAPTIONS})
+    return folder
+
+
+class Watch(callbacks.ProgressBar):
+    """Notes when each step ends, and counts the first one's operations."""
+
+    ends: list[float]
+    flops: float
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        Watch.ends, Watch.flops = [], 0.0
+        self.counter = FlopCounterMode(display=False)
+        self.counter.__enter__()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if not self.ends:
+            self.counter.__exit__(None, None, None)
+            Watch.flops = float(self.counter.get_total_flops())
+        synchronize()
+        self.ends.append(time.perf_counter())
+
+
+@contextmanager
+def watching() -> Iterator[None]:
+    plain, callbacks.ProgressBar = callbacks.ProgressBar, Watch  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        callbacks.ProgressBar = plain  # type: ignore[misc]
+
+
+def measure(recipe: str, overrides: list[str], folder: Path, steps: int) -> dict[str, Any]:
+    files = make_files(recipe, folder)
+    overrides = [*overrides, "trainer.global_batch_size=null"]
+    given = " ".join(overrides)
+    if "gradient_accumulation_steps" not in given:
+        overrides.append("trainer.gradient_accumulation_steps=2")
+    published = compose("train", [f"experiment={recipe}", *files]).trainer.global_batch_size
+    short = [f"trainer.max_steps={steps}", "trainer.sample_every=0", "trainer.save_steps=1000000", "preflight=false"]
+    config = compose("train", [f"experiment={recipe}", f"output_dir={folder / 'run'}", *files, *overrides, *short])
+    check_recipe(config)
+    gc.collect()
+    reset_peak()
+    start = time.perf_counter()
+    generator = make_generator(config.generator, dropout=config.trainer.dropout)
+    synchronize()
+    load = time.perf_counter() - start
+    number = 4
+    conditions = [CAPTIONS[0]] * number if generator.num_classes is None else list(range(number))
+    start = time.perf_counter()
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=use_bf16("auto")):
+        generator.decode(sample(generator, generator.encode_condition(conditions), SamplingConfig()).tokens_BL)
+    synchronize()
+    sampling = time.perf_counter() - start
+    (folder / "run").mkdir()
+    with watching():
+        train_generator(
+            generator,
+            make_objective(config.objective),
+            make_supplies(config, generator, folder / "run"),
+            {**OmegaConf.to_container(config.trainer), "report_to": [], "seed": 0},
+            folder=folder / "run",
+            resume=False,
+            description=recipe,
+            alarms=None,
+            prompts=config.data.get("prompts"),
+        )
+    rows = config.trainer.per_device_train_batch_size * config.trainer.gradient_accumulation_steps
+    step = statistics.median(after - before for before, after in zip(Watch.ends, Watch.ends[1:], strict=False))
+    floor = Watch.flops / matmul_rate()
+    return {
+        "parameters": sum(p.numel() for p in generator.parameters()),
+        "file_gb": round((folder / "generator.pt").stat().st_size / 1e9, 2),
+        "rows_of_a_micro_batch": config.trainer.per_device_train_batch_size,
+        "rows_of_a_step": rows,
+        "load_seconds": round(load, 1),
+        "sample_seconds": round(sampling, 1),
+        "images_sampled": number,
+        "step_seconds": round(step, 3),
+        "flops_of_a_step": Watch.flops,
+        "share_of_matmul_rate": round(floor / step, 3),
+        "peak_gb": round(peak_bytes() / 1e9, 1),
+        "published_rows_of_a_step": published,
+        "published_step_seconds": round(step * published / rows, 2),
+        "published_steps": compose("train", [f"experiment={recipe}", *files]).trainer.max_steps,
+    }
+
+
+# --- the machine
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def reset_peak() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_bytes() -> int:
+    return (
+        torch.cuda.max_memory_allocated()
+        if DEVICE == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
+
+
+def matmul_rate() -> float:
+    """Operations a second of a large matrix product, in the precision that training multiplies in."""
+    size, dtype = (8192, torch.bfloat16) if use_bf16("auto") else (2048, torch.float32)
+    a, b = (torch.randn(size, size, device=DEVICE).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(5):
+        synchronize()
+        start = time.perf_counter()
+        a @ b
+        synchronize()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(times[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="recipes, and settings as key=value")
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--results", type=Path, help="a JSON to add to")
+    parser.add_argument("--folder", type=Path, help="where files are made and deleted again; up to 13 GB at once")
+    arguments = parser.parse_args()
+    recipes = [word for word in arguments.words if "=" not in word] or RECIPES
+    overrides = [word for word in arguments.words if "=" in word]
+    if DEVICE == "cpu" and len(recipes) > 1:
+        parser.error("on a CPU the peak is the process's: name one recipe a call")
+    found: dict[str, Any] = {}
+    for recipe in recipes:
+        folder = Path(tempfile.mkdtemp(dir=arguments.folder))
+        try:
+            found[recipe] = {"overrides": overrides, **measure(recipe, overrides, folder, arguments.steps)}
+        except torch.OutOfMemoryError as error:
+            found[recipe] = {"overrides": overrides, "failed": str(error).splitlines()[0]}
+        finally:
+            shutil.rmtree(folder)
+        print(f"{recipe}: {json.dumps(found[recipe])}", flush=True)
+        if arguments.results is not None:
+            add(arguments.results, recipe, found[recipe])
+
+
+def add(path: Path, recipe: str, row: dict[str, Any]) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    content |= {"device": describe_device(), "torch": torch.__version__}
+    content.setdefault("recipes", {})[recipe] = row
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
