@@ -86,9 +86,9 @@ def _help(command: str, words: list[str]) -> int:
     print(ast.get_docstring(ast.parse(module.read_text())))
     name = f"{command}_{part}" if part else command
     if (folder / f"{name}.yaml").exists():
-        from recipes.config import describe
+        from recipes.help_text import describe
 
-        print(f"\n{describe(name)}")
+        print(f"\n{describe(name, words)}")
     return 0
 
 

@@ -152,23 +152,6 @@ def options(group: str) -> list[str]:
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
-def describe(command: str) -> str:
-    """The groups and settings of a command, for --help."""
-    groups = [folder.name for folder in sorted(CONF.iterdir()) if folder.is_dir()]
-    text = (CONF / f"{command}.yaml").read_text()
-    inherited = (CONF / "train.yaml").read_text() if "\n  - train\n" in text else ""
-    lines = [f"  {group}={{{','.join(options(group))}}}" for group in groups if f" {group}:" in text + inherited]
-    try:
-        settings = [f"  {key}={value}" for key, value in flatten(_compose(command, []))]
-    except (HydraException, OmegaConfBaseException):
-        settings = []
-    return (
-        "choices:\n"
-        + "\n".join(lines)
-        + ("\n\nsettings and their defaults:\n" + "\n".join(settings) if settings else "")
-    )
-
-
 def _explain(error: Exception, parsed: list[Override]) -> str:
     for item in parsed:
         if (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.config import CONF, compose, describe, flatten, options
+from recipes.config import CONF, compose, flatten, options
+from recipes.help_text import describe
 from recipes.supplies import check_recipe
 
 COMMANDS = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -110,6 +111,29 @@ def test_help_lists_choices_and_settings() -> None:
     assert "objective={best_of_n,cca," in text
     assert "  objective.beta=0.02" in text
     assert "  trainer.learning_rate=" in text
+    # as a person types them, with what the YAML says of them: in the command's own file, and in a group's
+    assert "  reference.sync_steps=null  # of frozen: every so many steps it moves to mixup" in text
+    assert "  trainer.sample_every=20  # steps between sample grids; 0: none" in text
+    assert "hydra" not in text
+
+
+@pytest.mark.parametrize("command", sorted(path.stem for path in CONF.glob("*.yaml")))
+def test_every_command_tells_its_settings(command: str) -> None:
+    settings = describe(command).partition("settings and their defaults:\n")[2].splitlines()
+    assert len(settings) >= 5
+    assert all(line.startswith("  ") and "=" in line for line in settings)
+
+
+def test_help_shows_the_settings_of_a_choice() -> None:
+    text = describe("train", ["generator=llamagen-t2i", "data=images", "seed=3", "objective=nothing", "--help"])
+    assert "  generator.text_encoder=null  # a folder with T5 (flan-t5-xl), or with caption features" in text
+    assert "  data.images=???  # an image folder, a .jsonl" in text
+    assert "  seed=1  # data order" in text
+    # a command that inherits another's settings, and one without groups
+    assert "  kl.where=loss  # loss: a term per token" in describe("study")
+    assert describe("data_captions").startswith(
+        "settings and their defaults:\n  output_dir=runs/captions\n  source=null  # a"
+    )
 
 
 def test_the_global_batch_decides_the_accumulation(monkeypatch: pytest.MonkeyPatch) -> None:
