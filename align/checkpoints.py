@@ -156,6 +156,11 @@ def load_generator(
     elif name in zoo_entries() or (Path(name) / "config.json").exists():
         folder = zoo_entry(name)
         entry = json.loads((folder / "config.json").read_text())
+        if "family" not in entry:
+            raise ValueError(
+                f"{folder} is no zoo entry: its config.json names no family. For published weights name the family, and "
+                f"the folder as checkpoint: load_generator('janus', {str(folder)!r})"
+            )
         family = entry["family"]
         checkpoint = checkpoint or folder / entry["generator"]
         tokenizer_checkpoint = tokenizer_checkpoint or folder / entry["tokenizer"]

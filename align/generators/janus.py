@@ -87,6 +87,8 @@ class Janus(PublishedGenerator[VQTokenizer]):
         return ids, torch.arange(length) >= length - filled
 
     def _checked(self, raw: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if raw.keys() != {"ids", "mask"}:
+            raise ValueError(f"prompts are a list of texts, or ids with their mask; got a mapping with {sorted(raw)}")
         ids, mask = raw["ids"].long(), raw["mask"].bool()
         limit = self.sizes.max_prompt_tokens
         if ids.dim() != 2 or ids.shape != mask.shape or not 2 <= ids.shape[1] <= limit:

@@ -157,7 +157,12 @@ class JanusConfig:
             raise ValueError(
                 f"num_heads={heads} does not divide the model's width of {dim}, or its keys' of {key_dim}, into equal heads"
             )
-        side = math.isqrt(patches(tensors) or GRID[0] * GRID[1])
+        told_patches = patches(tensors) or GRID[0] * GRID[1]
+        side = math.isqrt(told_patches)
+        if grid is None and side * side != told_patches:
+            raise ValueError(
+                f"its images are cut into {told_patches} patches, which make no square; pass grid=(rows, columns)"
+            )
         return JanusConfig(
             language={
                 "max_position_embeddings": MAX_POSITIONS,

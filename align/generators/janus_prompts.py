@@ -68,8 +68,8 @@ class PromptTokenizer:
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """Ids of each prompt in the published chat format, from BOS to BOI."""
-        found = self.vocabulary.encode_batch([_chat(prompt) for prompt in prompts], add_special_tokens=False)
-        return [[self.bos_id, *encoding.ids, self.boi_id] for encoding in found]
+        found = [self.vocabulary.encode(_chat(prompt), add_special_tokens=False).ids for prompt in prompts]
+        return [[self.bos_id, *ids, self.boi_id] for ids in found]
 
 
 def _chat(prompt: str) -> str:

@@ -23,6 +23,7 @@ from align.data import Codes, PromptStream, TrainingStream
 from align.generators import Janus
 from align.inspection import inspect
 from align.tensor_files import TensorFile, read_tensors
+from align.training.adapters import add_adapters, merge_adapters
 from align.training.inputs import Scoring
 from align.training.reference import FrozenReference
 from align.training.rollouts import Rollouts, RolloutSettings
@@ -379,6 +380,8 @@ def test_ids_that_are_no_prompts_are_refused(ids: Any, mask: Any, message: str) 
 
 
 def test_what_are_no_prompts_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"ids with their mask; got a mapping with \['ids'\]"):
+        tiny_janus().encode_condition({"ids": torch.ones(1, 3)})
     with pytest.raises(ValueError, match="prompts must be a list of texts, got 'a red cube'"):
         tiny_janus().encode_condition("a red cube")
     with pytest.raises(ValueError, match="captions must be texts, got 3"):
@@ -487,6 +490,38 @@ def test_files_that_do_not_fit_are_refused_by_their_own_names(layout: str, tmp_p
     with pytest.raises(ValueError, match=f"does not fit a Janus: {message}"):
         load_janus(tmp_path / "wrong.bin")
     assert message.replace("\\", "") in inspect(tmp_path / "wrong.bin").problems[0]
+
+
+def test_a_folder_given_as_a_name_is_explained(tmp_path: Path) -> None:
+    folder = save_janus(tmp_path / "in")
+    with pytest.raises(
+        ValueError, match=r"names no family\. For published weights .*: load_generator\('janus', '.*/in'\)"
+    ):
+        load_generator(str(folder))
+
+
+def test_patches_that_make_no_square_need_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "model.vision_model.embeddings.position_embedding.weight"
+    monkeypatch.setitem(janus_files.OTHERS["converted"], name, (6, 8))
+    folder = save_janus(tmp_path / "in")
+    with pytest.raises(ValueError, match=r"cut into 6 patches, which make no square; pass grid=\(rows, columns\)"):
+        load_janus(folder)
+    assert load_janus(folder, grid=(3, 2)).image_size == (12, 8)
+
+
+def test_adapters_merge_into_what_is_exported(tmp_path: Path) -> None:
+    generator = load_janus(save_janus(tmp_path / "in", "original"))
+    condition, tokens = generator.encode_condition(PROMPTS), torch.zeros(3, 9, dtype=torch.long)
+    add_adapters(generator, rank=2, alpha=4, seed=0)
+    with torch.no_grad():
+        for name, parameter in generator.named_parameters():
+            parameter += 0.1 * ("lora_B" in name)
+        adapted = generator(tokens, condition)
+    merge_adapters(generator)
+    generator.save_published(tmp_path / "out")
+    with torch.no_grad():
+        torch.testing.assert_close(load_janus(tmp_path / "out")(tokens, condition), adapted, atol=1e-5, rtol=0)
+        assert not torch.allclose(load_janus(tmp_path / "in")(tokens, condition), adapted, atol=1e-2)
 
 
 def test_another_familys_file_is_named(tmp_path: Path) -> None:
