@@ -26,6 +26,7 @@ from align.checkpoints import (
 from align.files import sha256_of_file
 from align.generators import InfinityConfig
 from align.generators.janus_keys import tokenizer_tensors
+from align.generators.llamagen import PUBLISHED as LLAMAGEN_SIZES
 from align.shapes import shapes_only
 from align.tensor_files import TensorFile, read_tensors
 from align.tokenizers import (
@@ -112,6 +113,10 @@ def _describe(file: TensorFile) -> dict[str, Any]:
     ):
         if sign in file.tensors:
             return _tokenizer(kind, file)
+    if all("lora_" in name for name in file.tensors):
+        return _nothing(
+            ["these are LoRA adapters, not a generator: load their base, and set generator.adapter= to them"]
+        )
     names = ", ".join(list(file.tensors)[:3])
     return _nothing(
         [f"no family that is known has such tensors: {names}, ...; known: {', '.join(FAMILIES)}, and tokenizers"]
@@ -128,7 +133,7 @@ def _generator(family: str, file: TensorFile) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     if family == "infinity":
         odd.append("the image size is not told: pass image_size=1024, or 256, 512, or (height, width)")
-        settings["image_size"] = 1024
+        settings["schedule"] = ((1, 1), (2, 2))  # the shapes do not depend on it
     elif family == "janus":
         odd += _lacking(file)
     elif family != "var" and told_grid(file) is None and "freqs_cis" not in file.tensors:
@@ -136,6 +141,9 @@ def _generator(family: str, file: TensorFile) -> dict[str, Any]:
             "the token grid is not told: pass grid=(16, 16) for 256 px, (24, 24) for 384 px, (32, 32) for 512 px"
         )
         settings["grid"] = (16, 16)
+    if family.startswith("llamagen") and not _tells_heads(file):
+        odd.append("the number of heads is not told: pass num_heads=")
+        settings["num_heads"] = 1  # the shapes do not depend on it
     try:
         sizes = infer_sizes(family, file, settings)
     except ValueError as error:
@@ -149,7 +157,7 @@ def _generator(family: str, file: TensorFile) -> dict[str, Any]:
     if "freqs_cis" in file.tensors:
         odd.append("freqs_cis: a rotary table, which is computed anew and written back")
     sides = getattr(sizes, "patch_nums", None)
-    grid = None if settings else getattr(sizes, "grid", None)
+    grid = None if "grid" in settings else getattr(sizes, "grid", None)
     if sides:
         tokens, pixels = (
             f"{sum(side * side for side in sides)} in {len(sides)} scales, up to {sides[-1]}x{sides[-1]}",
@@ -166,10 +174,16 @@ def _generator(family: str, file: TensorFile) -> dict[str, Any]:
         "size_name": sizes.size_name,
         "tokens": tokens,
         "codes": sizes.vocab_size,
-        "image_size": pixels,
+        "image_size": pixels if sizes.size_name else None,  # the published tokenizers make 16 pixels one token
         "problems": [report] if report else [],
         "odd": odd,
     }
+
+
+def _tells_heads(file: TensorFile) -> bool:
+    """Whether a LlamaGen is as wide as a published one."""
+    table = file.tensors.get("tok_embeddings.weight")
+    return table is None or table.shape[-1] in LLAMAGEN_SIZES
 
 
 def _lacking(file: TensorFile) -> list[str]:

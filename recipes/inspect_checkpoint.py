@@ -1,7 +1,7 @@
 """Tell what a checkpoint file or folder is: family, size, tokens, dtype, hash, what is missing or odd, which recipes fit.
 
 It takes seconds whatever the size, and runs no code from the file. Large files get a fingerprint of their parts'
-checksums; add whole=true to hash every byte.
+checksums; add whole=true to hash every byte. The folder of a run means its aligned generator.
 For example: align inspect c2i_XL_384.pt
 """
 
@@ -14,8 +14,13 @@ import yaml
 
 from align.inspection import Inspection, inspect
 from recipes.config import CONF, options
+from recipes.exports import resolve_checkpoint
 
-TOKENIZERS = {"vq": "LlamaGen's VQ tokenizer", "multiscale-vq": "VAR's multi-scale tokenizer"}
+TOKENIZERS = {
+    "vq": "LlamaGen's VQ tokenizer",
+    "multiscale-vq": "VAR's multi-scale tokenizer",
+    "bsq": "Infinity's tokenizer of binary spherical quantisation",
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -24,7 +29,7 @@ def main(arguments: list[str]) -> None:
         raise ValueError(
             f"align inspect takes one file or folder, and whole=true if wanted; got {' '.join(arguments) or 'nothing'}"
         )
-    found = inspect(paths[0], whole="whole=true" in arguments)
+    found = inspect(resolve_checkpoint(paths[0]) or paths[0], whole="whole=true" in arguments)
     width = 14
     for name, value in lines(found):
         print(f"{name:<{width}}{value}")
