@@ -149,15 +149,16 @@ def tiny_llamagen_t2i(*, grid: tuple[int, int] = (3, 2), with_tokenizer: bool = 
 
 def tiny_infinity(
     *,
-    schedule: tuple[tuple[int, int], ...] = ((1, 1), (2, 1), (2, 2), (4, 3)),
-    num_scales: int = 3,
+    schedule: tuple[tuple[int, int], ...] = ((1, 1), (2, 1), (2, 2), (3, 2), (4, 3)),
+    num_scales: int = 4,
+    text_dim: int = 6,
     heads_last: bool = False,
     dropout: float = 0.0,
     drop_path: float = 0.0,
     with_tokenizer: bool = True,
     seed: int = 0,
 ) -> Infinity:
-    """Random weights: captions of up to 5 features of 6 numbers, 28 bits (4 at 1 + 2 + 4 positions), 8x8 pixels."""
+    """Random weights: captions of up to 5 features of 6 numbers, 52 bits (4 at 1 + 2 + 4 + 6 positions), 12x8 pixels."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = InfinityConfig(
@@ -166,10 +167,10 @@ def tiny_infinity(
             num_heads=2,
             hidden_dim=32,
             codebook_dim=4,
-            text_dim=6,
+            text_dim=text_dim,
             text_tokens=5,
             pool_heads=2,
-            levels=4,
+            levels=5,
             chunks=2,
             schedule=schedule,
             num_scales=num_scales,
@@ -181,7 +182,7 @@ def tiny_infinity(
             BSQConfig(scales=sizes.scales, channels=32, channel_multipliers=(1, 1, 1), num_res_blocks=1, codebook_dim=4)
         )
         generator = Infinity(sizes, tokenizer if with_tokenizer else None)
-        generator.attach_text(Captions(length=5, width=6))
+        generator.attach_text(Captions(length=5, width=text_dim))
         for name, parameter in generator.named_parameters():
             if parameter.dim() >= 2 and "scale_mul" not in name:
                 torch.nn.init.normal_(parameter, std=0.3)

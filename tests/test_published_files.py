@@ -54,7 +54,7 @@ def test_a_published_generator_fits(name: str) -> None:
     millions = sum(parameter.numel() for parameter in generator.parameters()) / 1e6
     found = (generator.layout.length, generator.sizes.num_layers, generator.sizes.num_heads, round(millions, 1))
     assert found == SIZES[name]
-    assert generator.size_name.casefold() == name.split("_")[1].casefold()
+    assert generator.size_name == ("2B" if name == "infinity_2b_reg" else name.split("_")[1])
     # what would be written is the file again: names, order, shapes and dtypes
     written, file = generator.published_state(), meta_file(name)
     assert list(written) == list(file.tensors)

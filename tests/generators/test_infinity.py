@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import golden
 import pytest
 import torch
 from conftest import Captions, tiny_infinity, tiny_var
+from text.tiny import save_tiny_t5
 from torch import Tensor
 
 from align import SamplingConfig, load_generator, sample, score
@@ -21,6 +23,8 @@ from align.objectives import token_logprobs
 from align.tensor_files import read_tensors, save_tensors
 from align.text import CaptionFeatures
 from align.types import Condition
+from recipes.config import compose
+from recipes.parts import make_generator
 
 # the published schedule that each golden takes the first four scales of
 PIXELS = {"square": (1024, 1024), "tall": (1248, 832)}
@@ -35,7 +39,9 @@ def numbers() -> dict[str, Any]:
 def files(numbers: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
     torch.save(golden.weights(numbers), folder / "infinity.pth")
-    torch.save({"vae": golden.weights(numbers["vae"])}, folder / "vae.pth")
+    # as the authors' module saves it: with its quantiser's constants
+    constants = {f"{name}.lfq.mask": 2 ** torch.arange(7, -1, -1) for name in ("quantizer", "quantize")}
+    torch.save({"vae": golden.weights(numbers["vae"]) | constants}, folder / "vae.pth")
     return folder
 
 
@@ -129,6 +135,19 @@ def test_sampling_distribution_equals_the_originals(
     torch.testing.assert_close(logprobs.exp(), wanted["token_probs"], atol=1e-4, rtol=0)
 
 
+def test_attention_is_never_sharper_than_the_authors_limit() -> None:
+    generator, tokens = tiny_infinity(), torch.zeros(1, 52, dtype=torch.long)
+    condition = generator.encode_condition(["red"])
+    logits = []
+    with torch.no_grad():
+        for scale in (50.0, 100.0, 1000.0):
+            for block in generator.blocks:
+                block.sa.scale_mul_1H11.fill_(math.log(scale))
+            logits.append(generator(tokens, condition))
+    assert not torch.allclose(logits[0], logits[1])
+    torch.testing.assert_close(logits[2], logits[1])
+
+
 # --- captions
 
 
@@ -156,10 +175,18 @@ def test_a_caption_does_not_depend_on_its_padding(numbers: dict[str, Any], origi
         torch.testing.assert_close(original(tokens, mixed), torch.cat(both), atol=1e-5, rtol=0)
 
 
+def test_the_null_caption_stands_at_beta_one() -> None:
+    generator = tiny_infinity()
+    generator.add_beta_embedding(0.5)
+    condition = generator.encode_condition(["red", "a blue cone"])
+    assert condition.tensors["beta"].tolist() == [0.5, 0.5]
+    assert generator.null_condition(condition).tensors["beta"].tolist() == [1.0, 1.0]
+
+
 def test_the_null_caption_is_learnt() -> None:
     generator = tiny_infinity()
     condition = generator.null_condition(generator.encode_condition(["a red cube"]))
-    generator(torch.zeros(1, 28, dtype=torch.long), condition).square().sum().backward()
+    generator(torch.zeros(1, 52, dtype=torch.long), condition).square().sum().backward()
     gradient = generator.cfg_uncond.grad
     assert gradient is not None
     assert gradient.abs().sum(dim=1).bool().tolist() == [True, True, True, True, False]  # three words and an end
@@ -176,6 +203,27 @@ def test_captions_need_an_encoder_that_fits() -> None:
     generator.attach_text(None)
     with pytest.raises(ValueError, match="without a text encoder; pass text_encoder="):
         generator.encode_condition(["a red cube"])
+
+
+def test_settings_name_files_and_a_t5(tmp_path: Path) -> None:
+    generator = tiny_infinity(text_dim=16)
+    generator.save_published(tmp_path / "infinity.pth")
+    assert generator.tokenizer is not None
+    save_tokenizer(generator.tokenizer, tmp_path / "vae.pth")
+    paths = {"checkpoint": "infinity.pth", "tokenizer_checkpoint": "vae.pth", "text_encoder": "t5"}
+    save_tiny_t5(tmp_path / "t5")
+    settings = ["generator=infinity", "generator.config.schedule=[[1,1],[2,1],[2,2],[3,2],[4,3]]"]
+    settings += [
+        "generator.config.num_scales=4",
+        *(f"generator.{key}={tmp_path / name}" for key, name in paths.items()),
+    ]
+    made: Any = make_generator(compose("sample", settings).generator)
+    assert made.sizes == generator.sizes
+    # as the authors read captions: whole and not cleaned, up to the length of the null caption
+    assert (made.text_encoder.max_length, made.text_encoder.clean) == (5, False)
+    condition = made.encode_condition(["A", "red cat", "a very blue photo of dogs"])
+    assert condition.tensors["mask"].sum(dim=1).tolist() == [3, 3, 5]
+    assert made.decode(sample(made, condition).tokens_BL).shape == (3, 12, 8, 3)
 
 
 # --- sizes and schedules
@@ -204,7 +252,7 @@ def test_every_published_image_size_has_a_schedule() -> None:
         ({"schedule": [(1, 1), (2, 2)], "num_scales": 3}, "num_scales is 3; it must be 2 to 2"),
         ({"schedule": [(2, 2), (3, 3)]}, r"starts at \(2, 2\)"),
         ({"schedule": [(1, 1), (3, 3), (2, 4)]}, "two or more growing maps"),
-        ({"image_size": 1024}, "num_scales is 13, and this Infinity knows 4 scales"),
+        ({"image_size": 1024}, "num_scales is 13, and this Infinity knows 5 scales"),
         ({"grid": (2, 2)}, "takes image_size= .*; got \\['grid'\\]"),
     ],
 )
@@ -218,13 +266,13 @@ def test_the_tokenizer_must_be_there_and_fit(tmp_path: Path) -> None:
     generator = tiny_infinity(with_tokenizer=False)
     condition = generator.encode_condition(["red"])
     for call in (
-        lambda: generator(torch.zeros(1, 28, dtype=torch.long), condition),
+        lambda: generator(torch.zeros(1, 52, dtype=torch.long), condition),
         lambda: sample(generator, condition),
-        lambda: generator.decode(torch.zeros(1, 28, dtype=torch.long)),
+        lambda: generator.decode(torch.zeros(1, 52, dtype=torch.long)),
     ):
         with pytest.raises(ValueError, match="without a tokenizer.*pass tokenizer_checkpoint="):
             call()
-    scales = {"schedule": generator.sizes.schedule, "num_scales": 3}
+    scales = {"schedule": generator.sizes.schedule, "num_scales": 4}
     generator.save_published(tmp_path / "infinity.pth")
     var = tiny_var()
     assert var.tokenizer is not None
@@ -253,10 +301,10 @@ def test_published_file_round_trips(wrapper: str | None, heads_last: bool, tmp_p
     tensors = {
         name: tensor.bfloat16() if i % 2 else tensor for i, (name, tensor) in enumerate(generator.state_dict().items())
     }
-    tensors["lvl_1L"] = torch.zeros(1, 7, dtype=torch.long)
+    tensors["lvl_1L"] = torch.zeros(1, 13, dtype=torch.long)
     tensors["block_chunks.0.module.0.sa.zero_k_bias"] = torch.full((16,), -0.0)
     save_tensors(tmp_path / "in.pth", tensors, wrapper)
-    scales = {"schedule": generator.sizes.schedule, "num_scales": 3}
+    scales = {"schedule": generator.sizes.schedule, "num_scales": 4}
     again = load_generator("infinity", tmp_path / "in.pth", **scales)
     assert isinstance(again, Infinity)
     assert again.sizes == generator.sizes
@@ -268,7 +316,7 @@ def test_published_file_round_trips(wrapper: str | None, heads_last: bool, tmp_p
         assert result.tensors[name].dtype == tensor.dtype
         assert torch.equal(result.tensors[name].view(torch.uint8), tensor.view(torch.uint8)), name
     again.attach(generator.tokenizer)
-    tokens, condition = torch.zeros(1, 28, dtype=torch.long), generator.encode_condition(["red"])
+    tokens, condition = torch.zeros(1, 52, dtype=torch.long), generator.encode_condition(["red"])
     with torch.no_grad():
         torch.testing.assert_close(again(tokens, condition), generator(tokens, condition), atol=0.1, rtol=0)
 
@@ -325,8 +373,10 @@ def test_half_precision_runs_and_stays_near(original: Infinity, numbers: dict[st
 def test_dropouts_act_in_train_mode_only(kind: str) -> None:
     make: Callable[..., Infinity] = tiny_infinity
     generator, plain = make(**{kind: 0.5}), make()
-    tokens = torch.zeros(4, 28, dtype=torch.long)
+    tokens = torch.zeros(4, 52, dtype=torch.long)
     condition = generator.encode_condition(["red", "a blue cone", "two balls", "green"])
+    if kind == "drop_path":  # the deeper the more
+        assert [block.drop_path.p for block in generator.blocks] == [0.0, 0.5]
     with torch.no_grad():
         assert torch.equal(generator(tokens, condition), plain(tokens, condition))
         torch.manual_seed(0)
@@ -337,7 +387,7 @@ def test_dropouts_act_in_train_mode_only(kind: str) -> None:
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     generator = tiny_infinity()
-    tokens = torch.randint(0, 2, (2, 28), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(0, 2, (2, 52), generator=torch.Generator().manual_seed(0))
     condition = generator.encode_condition(["red", "a blue cone"])
     gradients = []
     for switch in (False, True):

@@ -76,6 +76,13 @@ def test_a_code_is_a_corner_of_the_unit_spheres_cube(original: BSQTokenizer) -> 
     assert torch.equal(codes > 0, tokens.view(57, 8).bool())
 
 
+def test_what_is_nothing_is_minus(original: BSQTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(original, "latents", lambda images: torch.zeros(1, 8, 6, 6))
+    tokens = original.encode(torch.zeros(1, 3, 24, 24))
+    assert not tokens[:, :8].any()
+    assert tokens[:, 8:40].all()  # what the first scale took too much
+
+
 def test_uint8_is_truncated_not_rounded(original: BSQTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     pixels = torch.tensor([-1.2, -1.0, 0.0, 0.999, 1.0, 3.0])
     monkeypatch.setattr(original, "decode", lambda tokens: pixels.view(1, 1, 1, 6).expand(1, 3, 1, 6))
@@ -88,9 +95,12 @@ def test_images_pass_in_parts(numbers: dict[str, Any], original: BSQTokenizer, m
     whole = original.encode_images(images)
     decoded = original.decode_images(whole)
     monkeypatch.setattr("align.tokenizers.bsq.CHUNK_PIXELS", 24 * 24)
-    assert original._chunk == 1
+    passed: list[int] = []
+    for part in (original.encoder, original.decoder):
+        part.register_forward_pre_hook(lambda module, inputs: passed.append(len(inputs[0])))
     assert torch.equal(original.encode_images(images), whole)
     assert torch.equal(original.decode_images(whole), decoded)
+    assert passed == [1, 1, 1, 1]
 
 
 def test_published_file_round_trips(numbers: dict[str, Any], tmp_path: Path) -> None:

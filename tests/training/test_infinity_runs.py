@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from conftest import tiny_infinity
 from training.harness import BRIGHTNESS, OBJECTIVES, SETTINGS, logs, weights
 
+from align import score
 from align.data import Codes, PromptStream, TrainingStream
 from align.generators import Infinity
 from align.training.inputs import Scoring
@@ -37,9 +39,9 @@ def run(folder: Path, generator: Infinity, objective: str, supplies: Supplies, *
     )
 
 
-def test_cca_raises_what_is_seen_over_what_is_not(tmp_path: Path) -> None:
+def test_cca_raises_images_under_their_captions_over_others(tmp_path: Path) -> None:
     generator = tiny_infinity()
-    before = weights(generator)
+    before, base = weights(generator), copy.deepcopy(generator)
     rng = torch.Generator().manual_seed(5)
     captions: Sequence[str] = PROMPTS * 3
     codes = Codes(torch.randint(2, (12, generator.layout.length), generator=rng), captions, "tokenizer")  # type: ignore[arg-type]
@@ -48,8 +50,15 @@ def test_cca_raises_what_is_seen_over_what_is_not(tmp_path: Path) -> None:
     moved = {name for name, tensor in generator.state_dict().items() if not torch.equal(tensor, before[name])}
     # all of it, the null caption included, but for the buffers
     assert {name for name in before if name not in moved} == {name for name in before if "zero_k_bias" in name}
-    first, *_, last = logs(tmp_path)
-    assert first["loss"] > last["loss"]
+    gains = []
+    with torch.no_grad():
+        for shift in (0, 1):  # their own captions, and others'
+            condition = generator.encode_condition([*captions[shift:], *captions[:shift]])
+            after, first = (
+                score(each.eval(), codes.tokens_NL, condition, SamplingConfig()) for each in (generator, base)
+            )
+            gains.append((after - first).sum(dim=1).mean().item())
+    assert gains[0] > gains[1] + 1
 
 
 def test_grpo_trains_under_the_distribution_that_it_draws_from(tmp_path: Path) -> None:
