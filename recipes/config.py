@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,8 @@ def _parse(overrides: list[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
         raise ValueError(
-            f"cannot read {' '.join(overrides)!r}: settings are key=value. {_first_line(error)}"
+            f"cannot read {' '.join(overrides)!r}: settings are key=value, and values with blanks, brackets or commas take "
+            f"quotes inside the shell's, as 'source=\"my files (1)\"'. {_first_line(error)}"
         ) from error
 
 
@@ -144,6 +147,15 @@ def with_sections(config: DictConfig, **sections: Any) -> DictConfig:
     for name, section in sections.items():
         result[name] = section
     return result
+
+
+def with_path(words: list[str], key: str) -> list[str]:
+    """A word that is no setting is the value of `key`: the path in `align data show PATH`."""
+    return [word if "=" in word or word.startswith("-") else f"{key}={_quoted(word)}" for word in words]
+
+
+def _quoted(word: str) -> str:
+    return word if re.fullmatch(r"[\w./:~*-]+", word) else json.dumps(word, ensure_ascii=False)
 
 
 def options(group: str) -> list[str]:

@@ -1,13 +1,13 @@
 """Make training data.
 
 align data encode: images to token codes, once, for a tokenizer.
-For example: align data encode source=imagenet/train generator=llamagen generator.tokenizer_checkpoint=vq_ds16_c2i.pt image_size=256
+For example: align data encode imagenet/train generator=llamagen generator.tokenizer_checkpoint=vq_ds16_c2i.pt image_size=256
 
 align data show: some token codes as images again, to see that they are what they should be.
 For example: align data show runs/codes generator=llamagen generator.tokenizer_checkpoint=vq_ds16_c2i.pt
 
 align data captions: caption features for a generator that reads text, once, for a text encoder.
-For example: align data captions source=prompts.txt text_encoder=flan-t5-xl output_dir=runs/captions
+For example: align data captions prompts.txt text_encoder=flan-t5-xl output_dir=runs/captions
 
 align data pairs: preference pairs of the generator's own images, the best and the worst of each condition by a reward.
 For example: align data pairs num_prompts=2000 margin=1.0 winners=runs/pairs/winners.safetensors
@@ -24,5 +24,7 @@ KINDS = ("encode", "show", "captions", "pairs")
 def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] not in KINDS:
         problem = f"unknown kind of data {arguments[0]!r}" if arguments else "which kind of data?"
-        raise ValueError(f"{problem}; known: {', '.join(KINDS)}. For example: align data pairs num_prompts=100")
+        raise ValueError(
+            f"{problem}; known: {', '.join(KINDS)}. For example: align data encode imagenet/train generator=llamagen ...; see align data --help"
+        )
     importlib.import_module(f"recipes.data_{arguments[0]}").main(arguments[1:])

@@ -2,7 +2,7 @@
 text_encoder. What is there already is not encoded again: stopped at any point, the same command goes on, further
 sources may be added to the folder, and several processes (torchrun, or part=0/8 to part=7/8) fill it together.
 The null caption, which guidance compares with, is the generator's own and needs no features.
-For example: align data captions source=prompts.txt text_encoder=flan-t5-xl output_dir=runs/captions
+For example: align data captions prompts.txt text_encoder=flan-t5-xl output_dir=runs/captions
 Then: align train generator=llamagen-t2i ... generator.text_encoder=runs/captions
 """
 
@@ -19,7 +19,7 @@ from align.data.shards import SETTINGS
 from align.progress import progress_bar
 from align.text import CachedTextEncoder, FeatureStore, T5TextEncoder
 from align.text.store import STORE_FILE
-from recipes.config import compose
+from recipes.config import compose, with_path
 from recipes.data_encode import parse_part
 from recipes.parts import DTYPES
 from recipes.run import Run, num_processes, pick_device, say
@@ -28,10 +28,11 @@ _CHUNK = 256  # captions between two looks at the progress bar
 
 
 def main(overrides: list[str]) -> None:
+    overrides = with_path(overrides, "source")
     config = compose("data_captions", overrides)
     if config.source is None:
         raise ValueError(
-            "no captions to encode: set source= to a .txt or .jsonl, a folder of `align data encode`, or images with captions"
+            "no captions to encode: name a .txt or .jsonl, a folder of `align data encode`, or images with captions (source=)"
         )
     if config.text_encoder is None:
         raise ValueError("captions are encoded by T5; set text_encoder= to its folder (flan-t5-xl for LlamaGen)")

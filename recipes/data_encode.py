@@ -1,7 +1,7 @@
 """align data encode: read images with class labels or captions, crop them, encode them by a tokenizer, and write the token
 codes to output_dir as shards with a manifest. An image that cannot be read is skipped and listed. Stopped at any point,
 the same command goes on; several processes (torchrun, or part=0/8 to part=7/8) fill one folder together.
-For example: align data encode source=imagenet/train generator=llamagen generator.tokenizer_checkpoint=vq_ds16_c2i.pt image_size=256
+For example: align data encode imagenet/train generator=llamagen generator.tokenizer_checkpoint=vq_ds16_c2i.pt image_size=256
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from align.data.shards import MANIFEST, SETTINGS, ShardWriter
 from align.progress import progress_bar
 from align.tokenizers import BSQTokenizer, MultiscaleVQTokenizer, VQTokenizer
 from align.tokenizers.multiscale_vq import SCALES_256, SCALES_512
-from recipes.config import compose
+from recipes.config import compose, with_path
 from recipes.run import Run, num_processes, pick_device, say
 
 _LISTED = 20  # skipped images that are printed; the manifest has them all
@@ -34,9 +34,10 @@ Tokenizer = VQTokenizer | MultiscaleVQTokenizer  # those whose codes are kept
 
 
 def main(overrides: list[str]) -> None:
+    overrides = with_path(overrides, "source")
     config = compose("data_encode", overrides)
     if config.source is None:
-        raise ValueError("nothing to encode: set source= to an image folder, a .jsonl, .parquet or .tar files")
+        raise ValueError("nothing to encode: name an image folder, a .jsonl, .parquet or .tar files (source=)")
     part, parts = parse_part(config.part)
     if config.batch_size < 1:
         raise ValueError(f"batch_size is {config.batch_size}; it must be at least 1")
@@ -131,6 +132,8 @@ def make_tokenizer(
         raise ValueError(
             "an Infinity's tokens are bits, 336,672 of an image of 1024 px, and are not kept; train on images as they come (data=images)"
         )
+    if family == "janus":  # holds its tokenizer
+        path = path or config.checkpoint
     if path is None:
         raise ValueError("images become tokens by a tokenizer; set generator.tokenizer_checkpoint= to its file")
     scales = patch_nums or settings.get("patch_nums") or _SCALES.get(image_size or 0)

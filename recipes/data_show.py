@@ -17,15 +17,14 @@ from align.data.shard_codes import ShardCodes
 from align.files import sha256_of_tensors, write_text
 from align.images import save_grid
 from align.tokenizers import MultiscaleVQTokenizer
-from recipes.config import compose
+from recipes.config import compose, with_path
 from recipes.data_encode import Tokenizer, make_tokenizer
 from recipes.parts import zoo_file
 from recipes.run import Run, say
 
 
 def main(overrides: list[str]) -> None:
-    # a path by itself is what to show
-    overrides = [word if "=" in word or word.startswith("-") else f"codes={word}" for word in overrides]
+    overrides = with_path(overrides, "codes")
     config = compose("data_show", overrides)
     if config.num_images < 1:
         raise ValueError(f"num_images is {config.num_images}; it must be at least 1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.config import CONF, compose, flatten, options
+from recipes.config import CONF, compose, flatten, options, with_path
 from recipes.help_text import describe
 from recipes.supplies import check_recipe
 
@@ -146,3 +146,10 @@ def test_the_global_batch_decides_the_accumulation(monkeypatch: pytest.MonkeyPat
         compose("train", batch)
     with pytest.raises(ValueError, match="global_batch_size=96 decides the accumulation"):
         compose("train", [*batch, "trainer.gradient_accumulation_steps=2"])
+
+
+def test_a_path_by_itself_needs_no_name_and_no_quotes() -> None:
+    words = ["my files (1), a.txt", "max_length=7", "--help"]
+    assert with_path(words, "source") == ['source="my files (1), a.txt"', *words[1:]]
+    assert compose("data_captions", with_path(words[:2], "source")).source == words[0]
+    assert with_path(["images/*.tar"], "source") == ["source=images/*.tar"]

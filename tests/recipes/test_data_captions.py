@@ -102,7 +102,7 @@ def test_a_caption_of_ten_thousand_letters_is_cut_and_said_once(t5: str, capsys:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["text_encoder=t5"], "no captions to encode: set source= to a .txt or .jsonl"),
+        (["text_encoder=t5"], "no captions to encode: name a .txt or .jsonl"),
         (["source=prompts.txt"], "captions are encoded by T5; set text_encoder= to its folder"),
         (["source=prompts.txt", "text_encoder=t5", "dtype=file"], "unknown dtype 'file'; known: float32, bfloat16"),
         (["source=none.txt", "text_encoder=t5"], "no file of prompts or captions at none.txt"),
