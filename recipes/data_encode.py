@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from align.checkpoints import load_tokenizer, zoo_entries, zoo_entry
+from align.checkpoints import FAMILIES, load_tokenizer, zoo_entry
 from align.data.crops import Crop
 from align.data.encode import describe_encoding, encode_shards
 from align.data.readers import Columns, ImageSource, open_images
@@ -124,7 +124,7 @@ def make_tokenizer(
     """
     family, path = config.name, config.tokenizer_checkpoint
     settings: dict[str, Any] = OmegaConf.to_container(config.config)  # type: ignore[assignment]
-    if family in zoo_entries() or (Path(family) / "config.json").exists():
+    if family not in FAMILIES:
         entry = json.loads((zoo_entry(family) / "config.json").read_text())
         path = path or zoo_entry(family) / entry["tokenizer"]
         family, settings = entry["family"], entry["config"] | settings

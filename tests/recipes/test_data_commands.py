@@ -16,12 +16,13 @@ import pytest
 import torch
 from conftest import tiny_llamagen, tiny_var
 from data.pictures import GARBAGE, encoded, image_folder, picture, tokenizer_file, write_lines, write_tar
+from janus_files import save_janus
 from PIL import Image
 from text.tiny import save_tiny_t5
 from text.tiny_t2i import save_tiny_t2i
 
 from align.checkpoints import load_tokenizer
-from align.data import open_codes
+from align.data import PreferencePairs, open_codes
 from align.data.shard_codes import ShardCodes
 from align.data.shards import MANIFEST, ShardWriter
 from align.files import sha256_of_tensors
@@ -352,6 +353,17 @@ def test_a_generator_of_text_trains_on_captions_of_codes_with_features_alone(
     assert "codes holds images with a caption; a label was asked for" in error
 
 
+@pytest.mark.slow
+def test_a_janus_folder_encodes_by_the_tokenizer_that_it_holds() -> None:
+    folder = save_janus(Path("janus"), "converted")
+    settings = ["generator=janus", f"generator.checkpoint={folder}"]
+    run("data", "encode", as_jsonl(), *settings, "image_size=12", "crops=center", "workers=0", "output_dir=codes")
+    run(*train(settings, "sft", "data=codes", "data.codes=codes"))
+    assert len(losses()) == 2
+    run("data", "show", "codes", *settings)
+    assert np.asarray(Image.open("runs/show/codes.png")).shape == (4 * 12 + 3 * 2, 12, 3)
+
+
 REWARD = "def inked(images, rows):\n    return [float(image.float().mean()) for image in images]\n"
 
 
@@ -376,6 +388,25 @@ def test_rollouts_are_drawn_for_prompts_of_a_file(capsys: pytest.CaptureFixture[
     with np.load("sample/images.npz") as file:
         assert file["arr_0"].shape == (3, 12, 12, 3)
         assert file["arr_1"].tolist()[:2] == ["a red cat", "a blue dog"]
+
+
+@pytest.mark.slow
+def test_pairs_are_drawn_for_prompts_and_train(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.py").write_text(REWARD)
+    Path("prompts.txt").write_text("a red cat\na blue dog\nphoto, a\n")
+    settings = [*t2i(), f"generator.text_encoder={save_tiny_t5(Path('t5'))}"]
+    drawn = ["prompts=prompts.txt", "num_prompts=4", "num_generations=3", "reward.rewards=[{name: 'mine.py:inked'}]"]
+    run("data", "pairs", *settings, *drawn)
+    pairs = PreferencePairs.load("runs/pairs/pairs.safetensors")
+    assert list(pairs.labels_N) == ["a red cat", "a blue dog", "photo, a", "a red cat"]
+    assert (pairs.chosen_reward_N > pairs.rejected_reward_N).all()
+    run(*train([*settings, "data=prompts"], "dpo", "pairs.file=runs/pairs/pairs.safetensors"))
+    assert len(losses()) == 2
+    message = "pairs.safetensors holds pairs of images of prompts; a llamagen generator takes classes"
+    classes = [*llamagen(), "data=prompts"]
+    assert message in fails(
+        capsys, *train(classes, "dpo", "pairs.file=runs/pairs/pairs.safetensors", "output_dir=other")
+    )
 
 
 def test_pictures_differ() -> None:
