@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import mmap
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ from align.tokenizers.bsq import PARTS as BSQ_PARTS
 from align.tokenizers.multiscale_vq import SCALES_256
 
 HASHED_WHOLE = 1_000_000_000  # bytes that are hashed in half a second; larger files get a fingerprint
-SAMPLES = 4096  # values of a tensor that are looked at
+RUNS, RUN_LENGTH = 8, 512  # of a large tensor so many runs of so many values are looked at, from its first to its last
 
 
 @dataclass(frozen=True)
@@ -231,13 +233,16 @@ def _tokenizer(kind: str, file: TensorFile) -> dict[str, Any]:
 
 def _odd_values(tensors: Mapping[str, Tensor]) -> list[str]:
     """Numbers that no trained weights have, in a sample of each tensor."""
+    _read_no_more_than_asked(tensors.values())
     broken, empty = [], []
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
         flat = tensor.reshape(-1) if tensor.is_contiguous() else tensor[:1].reshape(-1)
-        stride = max(1, len(flat) // SAMPLES)
-        values = torch.cat([flat[:64], flat[::stride][:SAMPLES], flat[-64:]]).float()
+        if len(flat) > RUNS * RUN_LENGTH:
+            starts = [run * (len(flat) - RUN_LENGTH) // (RUNS - 1) for run in range(RUNS)]
+            flat = torch.cat([flat[start : start + RUN_LENGTH] for start in starts])
+        values = flat.float()
         if values.isnan().any() or (values.isinf().any() and "mask" not in name):
             broken.append(name)
         elif tensor.dim() > 1 and not values.any() and "ema_vocab" not in name:
@@ -248,6 +253,17 @@ def _odd_values(tensors: Mapping[str, Tensor]) -> list[str]:
     if empty:
         said.append(f"all zero where looked at: {len(empty)} tensors, {', '.join(empty[:3])}")
     return said
+
+
+def _read_no_more_than_asked(tensors: Iterable[Tensor]) -> None:
+    """Where tensors are mapped to a file the system reads ahead of each look, up to megabytes and so the whole file."""
+    if not hasattr(mmap, "MADV_RANDOM"):
+        return
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for tensor in tensors:
+        start = tensor.data_ptr() - tensor.data_ptr() % mmap.PAGESIZE
+        advise(start, tensor.data_ptr() - start + tensor.numel() * tensor.element_size(), mmap.MADV_RANDOM)
 
 
 def _beside(file: TensorFile) -> list[str]:

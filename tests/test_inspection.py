@@ -197,6 +197,13 @@ def test_numbers_that_no_trained_weights_have(tmp_path: Path) -> None:
     ]
 
 
+def test_large_tensors_are_looked_at_from_end_to_end() -> None:
+    for place, length in ((0, 1), (511, 1), (40_000, 20_000), (99_999, 1)):
+        tensor = torch.ones(100, 1000)
+        tensor.view(-1)[place : place + length] = torch.nan
+        assert inspection._odd_values({"x": tensor}) == ["not finite: 1 tensors, x"]
+
+
 def test_masks_may_be_infinite() -> None:
     assert inspection._odd_values({"attn_bias_for_masking": torch.tensor([[0.0, -torch.inf]])}) == []
     assert inspection._odd_values({"attn_bias_for_masking": torch.tensor([[0.0, torch.nan]])})
