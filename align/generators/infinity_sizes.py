@@ -28,6 +28,7 @@ _SCHEDULES = (
 )
 _LENGTHS = (7, 10, 12, 13)
 _PIXELS_PER_POSITION = 16
+_BITS_8B = 56
 _FIRST_LAYER = "block_chunks.0.module.0"
 
 
@@ -134,6 +135,11 @@ class InfinityConfig:
             raise ValueError(
                 f"this is not an Infinity generator: it has no tensor {error}; {describe(tensors)}"
             ) from error
+        if codebook_dim == _BITS_8B:
+            raise ValueError(
+                f"this Infinity draws {codebook_dim} bits a position: those of 2x2 positions of its tokenizer, as Infinity-8B "
+                "does, which is not supported. Infinity-2B is, and any other that draws its tokenizer's own positions"
+            )
         chunks = count_modules(tensors, "block_chunks.{}.module.0.ada_gss")
         in_a_chunk = count_modules(tensors, "block_chunks.0.module.{}.ada_gss")
         return InfinityConfig(

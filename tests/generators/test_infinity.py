@@ -22,6 +22,7 @@ from align.inspection import inspect
 from align.objectives import token_logprobs
 from align.tensor_files import read_tensors, save_tensors
 from align.text import CaptionFeatures
+from align.training.adapters import add_adapters, merge_adapters
 from align.types import Condition
 from recipes.config import compose
 from recipes.parts import make_generator
@@ -262,6 +263,12 @@ def test_scales_are_asked_for_and_checked(settings: dict[str, Any], message: str
         load_generator("infinity", tmp_path / "infinity.pth", **settings)
 
 
+def test_the_8b_is_refused_by_name(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "8b.pth", {**tiny_infinity().state_dict(), "word_embed.weight": torch.ones(16, 56)})
+    with pytest.raises(ValueError, match="56 bits a position: those of 2x2 positions of its tokenizer, as Infinity-8B"):
+        load_generator("infinity", tmp_path / "8b.pth", image_size=1024)
+
+
 def test_the_tokenizer_must_be_there_and_fit(tmp_path: Path) -> None:
     generator = tiny_infinity(with_tokenizer=False)
     condition = generator.encode_condition(["red"])
@@ -383,6 +390,27 @@ def test_dropouts_act_in_train_mode_only(kind: str) -> None:
         assert not torch.equal(generator.train()(tokens, condition), plain(tokens, condition))
         # captions are never dropped by the generator itself
         assert torch.equal(plain.train()(tokens, condition), plain.eval()(tokens, condition))
+
+
+def test_adapters_reach_every_linear_layer_and_merge() -> None:
+    generator = tiny_infinity()
+    linear = {name for name, module in generator.named_modules() if isinstance(module, torch.nn.Linear)}
+    rollout = sample(generator, generator.encode_condition(["red", "a blue cone"]), SamplingConfig(seed=2))
+    with torch.no_grad():
+        plain = generator(rollout.tokens_BL, rollout.condition)
+        add_adapters(generator, rank=2, alpha=4, seed=1)
+        assert torch.equal(generator(rollout.tokens_BL, rollout.condition), plain)
+        adapted = {name for name, _ in generator.named_parameters() if "lora_B" in name}
+        assert adapted == {f"{name}.lora_B.default.weight" for name in linear}
+        for name in adapted:
+            torch.nn.init.normal_(generator.get_parameter(name), std=0.1)
+        moved = generator(rollout.tokens_BL, rollout.condition)
+        again = sample(generator, rollout.condition, SamplingConfig(seed=2))
+        scored = score(generator, again.tokens_BL, rollout.condition, SamplingConfig())
+        torch.testing.assert_close(again.logprobs_BL, scored, atol=2e-5, rtol=1e-5)
+        merge_adapters(generator)
+        torch.testing.assert_close(generator(rollout.tokens_BL, rollout.condition), moved, atol=1e-4, rtol=0)
+    assert not torch.allclose(moved, plain)
 
 
 def test_gradient_checkpointing_changes_no_gradient() -> None:
