@@ -55,7 +55,9 @@ class Run:
                 f"{self.folder} holds a run of `align {earlier['kind']}`, whose run.json would be replaced; set another output_dir="
             )
         if earlier and not append and not resume:
-            if not config.get("overwrite", False):
+            # a mistake that was found before anything was made needs no clearing away
+            fruitless = str(earlier.get("status")).startswith("failed") and len(list(self.folder.iterdir())) == 1
+            if not fruitless and not config.get("overwrite", False):
                 choices = "resume=auto to go on with it, " if "resume" in config else ""
                 raise ValueError(
                     f"{self.folder} holds a run already ({earlier.get('status')}); add {choices}overwrite=true to replace it, or another output_dir="

@@ -255,6 +255,9 @@ def test_grids_without_a_tokenizer_are_refused_before_training(capsys: pytest.Ca
         "this generator has no tokenizer to make them with; set generator.tokenizer_checkpoint, or trainer.s" in error
     )
     assert not Path("run/metrics.jsonl").exists()
+    # nothing was made, so that the mended command needs no overwrite=true
+    error = fails(capsys, *train(settings, "sft", "data=codes", "data.codes=none", "trainer.sample_every=0"))
+    assert "no token codes at none" in error
 
 
 @pytest.mark.slow
