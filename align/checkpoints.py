@@ -193,8 +193,11 @@ def load_tokenizer(
 def _make_tokenizer(
     file: TensorFile, *, patch_nums: Sequence[int] | None = None, scales: Sequence[Sequence[int]] | None = None
 ) -> Tokenizer:
-    if family_of(file) == "janus":  # holds its tokenizer
+    family = family_of(file)
+    if family == "janus":  # holds its tokenizer
         file = replace(file, tensors=janus_keys.tokenizer_tensors(file.tensors))
+    elif family is not None:
+        raise ValueError(f"{file.path} is no tokenizer but a {family} generator: pass it as checkpoint")
     tokenizer: Tokenizer
     try:
         with shapes_only():
@@ -317,11 +320,11 @@ def _check_together(family: _Family, file: TensorFile, sizes: Sizes, tokenizer: 
         )
     if tokenizer.config.codebook_size != sizes.vocab_size:
         raise ValueError(
-            f"{file.path} speaks {sizes.vocab_size} tokens and its tokenizer has {tokenizer.config.codebook_size} codes; they were not trained together"
+            f"{file.path} speaks {sizes.vocab_size} tokens and its tokenizer has {tokenizer.config.codebook_size} codes; they were not trained together, pass the one that it was trained with"
         )
     if isinstance(sizes, VARConfig | InfinityConfig) and tokenizer.config.codebook_dim != sizes.codebook_dim:
         raise ValueError(
-            f"{file.path} reads codes of {sizes.codebook_dim} numbers and its tokenizer's have {tokenizer.config.codebook_dim}; they were not trained together"
+            f"{file.path} reads codes of {sizes.codebook_dim} numbers and its tokenizer's have {tokenizer.config.codebook_dim}; they were not trained together, pass the one that it was trained with"
         )
 
 

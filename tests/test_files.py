@@ -74,8 +74,15 @@ def test_a_wrong_family_is_named(tmp_path: Path, checkpoint: Path) -> None:
     save_tokenizer(tokenizer, tmp_path / "vq.pt")
     with pytest.raises(ValueError, match="looks like an image tokenizer: pass it as tokenizer_checkpoint"):
         load(tmp_path / "vq.pt")
-    with pytest.raises(ValueError, match="not a LlamaGen VQ tokenizer"):
+    with pytest.raises(
+        ValueError, match="generator.pt is no tokenizer but a llamagen generator: pass it as checkpoint"
+    ):
         load_tokenizer(checkpoint)
+    torch.save({"weight": torch.ones(1)}, tmp_path / "neither.pt")
+    with pytest.raises(
+        ValueError, match=r"not a LlamaGen VQ tokenizer: it has no tensor .*; its first tensors are \['weight'\]"
+    ):
+        load_tokenizer(tmp_path / "neither.pt")
     torch.save({"pos_1LC": torch.ones(1), "class_emb.weight": torch.ones(2, 2)}, tmp_path / "var.pt")
     with pytest.raises(ValueError, match="looks like a VAR generator"):
         load(tmp_path / "var.pt")
