@@ -92,6 +92,7 @@ ZOO = Path(__file__).parent / "zoo"
 # the published names of LlamaGen's generators, which end in the image size; the tokenizer makes 16 pixels one token
 _LLAMAGEN_NAME = re.compile(r"(c2i_(B|L|XL|XXL|3B)|t2i_XL_stage[12])_(256|384|512)")
 _PIXELS_PER_TOKEN = 16
+_INFINITY_NAMES = {"infinity_2b_reg": 1024}
 
 
 def zoo_entries() -> dict[str, Path]:
@@ -254,6 +255,8 @@ def infer_sizes(family: str, file: TensorFile, config: Mapping[str, Any]) -> Siz
         settings["settings"] = read_settings(folder_of(file))
     if kind.sizes is LlamaGenConfig and settings.get("grid") is None and "freqs_cis" not in file.tensors:
         settings["grid"] = told_grid(file)
+    if kind.sizes is InfinityConfig and settings.get("image_size") is None and settings.get("schedule") is None:
+        settings["image_size"] = told_image_size(file)
     try:
         return kind.sizes.infer(file.tensors, **settings)
     except ValueError as error:
@@ -270,6 +273,11 @@ def told_grid(file: TensorFile) -> tuple[int, int] | None:
         return side, side
     published = _LLAMAGEN_NAME.fullmatch(file.path.stem)
     return None if published is None else (int(published[3]) // _PIXELS_PER_TOKEN,) * 2
+
+
+def told_image_size(file: TensorFile) -> int | None:
+    """The side in pixels that an Infinity was trained for, from its published name."""
+    return _INFINITY_NAMES.get(file.path.stem)
 
 
 def empty_generator(family: str, sizes: Sizes) -> PublishedGenerator[Any]:

@@ -24,6 +24,7 @@ from align.checkpoints import (
     infer_sizes,
     key_report,
     told_grid,
+    told_image_size,
 )
 from align.files import sha256_of_file
 from align.generators import InfinityConfig
@@ -133,12 +134,12 @@ def _nothing(problems: list[str]) -> dict[str, Any]:
 def _generator(family: str, file: TensorFile) -> dict[str, Any]:
     odd: list[str] = []
     settings: dict[str, Any] = {}
-    if family == "infinity":
+    if family == "infinity" and told_image_size(file) is None:
         odd.append("the image size is not told: pass image_size=1024, or 256, 512, or (height, width)")
         settings["schedule"] = ((1, 1), (2, 2))  # the shapes do not depend on it
     elif family == "janus":
         odd += _lacking(file)
-    elif family != "var" and told_grid(file) is None and "freqs_cis" not in file.tensors:
+    elif family not in ("var", "infinity") and told_grid(file) is None and "freqs_cis" not in file.tensors:
         odd.append(
             "the token grid is not told: pass grid=(16, 16) for 256 px, (24, 24) for 384 px, (32, 32) for 512 px"
         )
@@ -167,8 +168,12 @@ def _generator(family: str, file: TensorFile) -> dict[str, Any]:
         )
     elif grid:
         tokens, pixels = f"{grid[0] * grid[1]} ({grid[0]}x{grid[1]})", 16 * grid[1]
-    elif isinstance(sizes, InfinityConfig):
+    elif isinstance(sizes, InfinityConfig) and settings:
         tokens, pixels = f"{sizes.codebook_dim} bits a position; how many positions is not told by the file", None
+    elif isinstance(sizes, InfinityConfig):
+        positions, (height, width) = sum(height * width for height, width in sizes.scales), sizes.scales[-1]
+        tokens = f"{positions} of {sizes.codebook_dim} bits in {len(sizes.scales)} scales, up to {height}x{width}"
+        pixels = 16 * width
     else:
         tokens, pixels = "not told by the file", None
     return {

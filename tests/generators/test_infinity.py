@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -336,7 +337,7 @@ def test_a_new_file_is_bare_and_in_the_authors_order(numbers: dict[str, Any], fi
     assert list(found) == [name for name, *_ in numbers["spec"]]
 
 
-def test_inspection_knows_both_files(files: Path) -> None:
+def test_inspection_knows_both_files(files: Path, tmp_path: Path) -> None:
     found = inspect(files / "infinity.pth")
     assert (found.kind, found.codes, found.tokens) == (
         "infinity",
@@ -345,6 +346,11 @@ def test_inspection_knows_both_files(files: Path) -> None:
     )
     assert not found.problems
     assert found.odd[0].startswith("the image size is not told: pass image_size=1024")
+    # a published name tells it
+    shutil.copy(files / "infinity.pth", tmp_path / "infinity_2b_reg.pth")
+    found = inspect(tmp_path / "infinity_2b_reg.pth")
+    assert found.tokens == "10521 of 8 bits in 13 scales, up to 64x64"
+    assert not found.odd
     found = inspect(files / "vae.pth")
     assert (found.kind, found.tokens, found.problems, found.odd) == ("bsq", "8 bits for 4x4 pixels", [], [])
 
