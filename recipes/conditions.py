@@ -50,5 +50,9 @@ def shown_conditions(prompts: str | None, generator: Generator, stream: Stream |
         return [column * generator.num_classes // columns for column in range(columns)]
     if prompts is not None:
         return [raw_condition(row) for row in read_prompts(prompts)[:SHOWN]]
-    found = dict.fromkeys(stream[position]["label"] for position in range(min(10 * SHOWN, len(stream))))
-    return list(found)[:SHOWN]
+    found: dict[Any, None] = {}
+    for position in range(min(10 * SHOWN, len(stream))):
+        found[stream[position]["label"]] = None
+        if len(found) == SHOWN:
+            break
+    return list(found)
