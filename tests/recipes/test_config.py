@@ -51,7 +51,6 @@ def test_every_option_composes(group: str) -> None:
         ("generator", "janus"): ["generator.checkpoint=x"],
         ("generator", "infinity"): ["generator.checkpoint=x.pth", "generator.tokenizer_checkpoint=y.pth"],
         ("generator", "var"): ["generator.checkpoint=x.pth", "generator.tokenizer_checkpoint=y.pth"],
-        ("generator", "infinity"): ["generator.checkpoint=x.pth", "generator.tokenizer_checkpoint=y.pth"],
         ("data", "codes"): ["data.codes=x.safetensors"],
         ("data", "images"): ["data.images=x"],
     }
