@@ -307,7 +307,7 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, kv: Tensor | None, position: int) -> Tensor:
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
-        qkv = F.linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3, self.num_heads, -1))
+        qkv = (self.mat_qkv(x) + bias).unflatten(-1, (3, self.num_heads, -1))  # called, for adapters to take part
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         scale = 0.25 / math.sqrt(q.shape[-1])
         if hasattr(self, "scale_mul_1H11"):

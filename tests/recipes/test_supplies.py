@@ -148,6 +148,21 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("cca", {"kl__where": "penalty"}, "unknown kl.where 'penalty'; known: loss, reward"),
     ("cca", {"kl__where": "reward", "kl__coefficient": 0.1}, "needs rollouts with rewards.*trains on real; use loss"),
     ("va_pi", {"kl__coefficient": 0.1}, "actions share their logits.*set kl.estimator=exact"),
+    (
+        "cca",
+        {"reproduce_bugs__label_drop_in_update": 0.1},
+        "label_drop_in_update is VA-pi's, and this objective trains on real; set it to 0",
+    ),
+    (
+        "cca",
+        {"reproduce_bugs__reference_dropout": True},
+        "reference_dropout is for a frozen reference of a policy with dropout; set .* trainer.dropout",
+    ),
+    (
+        "cca",
+        {"reproduce_bugs__reference_dropout": True, "trainer__dropout": 0.1, "reference__kind": "cached"},
+        "reference_dropout is for a frozen reference",
+    ),
     ("cca", {"objective___target_": "align.objectives.ccaa"}, "cannot build the objective align.objectives.ccaa"),
     ("sft", {"objective___target_": "align.objectives.exact_kl"}, "must take normalizer="),
     (
