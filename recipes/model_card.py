@@ -188,7 +188,10 @@ def _load_lines(config: DictConfig, facts: Mapping[str, Any], repo_id: str, expo
 
 
 def _literal(value: Any) -> str:
-    return repr(tuple(value)) if isinstance(value, list) else repr(value)
+    """As Python has what is a list in JSON: a tuple, of tuples."""
+    if not isinstance(value, list):
+        return repr(value)
+    return f"({', '.join(map(_literal, value))}{',' if len(value) == 1 else ''})"
 
 
 def _authors_code(facts: Mapping[str, Any], exported: Export | None) -> str:

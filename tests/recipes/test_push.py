@@ -13,7 +13,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from conftest import tiny_llamagen
+from conftest import tiny_infinity, tiny_janus, tiny_llamagen, tiny_var
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 from omegaconf import OmegaConf
@@ -26,9 +26,13 @@ from align.tensor_files import read_tensors
 from evaluation.results import ResultRow, append_result
 from recipes import card_training, model_card
 from recipes.cli import main
+from recipes.config import compose
+from recipes.facts import generator_facts
 from recipes.push import push_to_hub
 
 SHORT = ["evaluation=none", "trainer.max_steps=2", "trainer.per_device_train_batch_size=2", "trainer.sample_every=2"]
+TOKENIZERS = {family: ["generator.tokenizer_checkpoint=y"] for family in ("var", "infinity")}
+SCALES: Any = [[1, 1], [2, 2], [3, 3]]
 KEYS = {"fid": "fid_mnist-cnn_2k", "accuracy": "accuracy_mnist-cnn_2k"}
 
 
@@ -317,6 +321,41 @@ def test_the_cards_code_loads_what_was_trained(tmp_path: Path, hub: Hub, monkeyp
 
 
 @pytest.mark.parametrize(
+    ("family", "make", "given", "load"),
+    [
+        ("llamagen", tiny_llamagen, {}, {"grid": [3, 2]}),
+        ("var", tiny_var, {"num_heads": 2}, {"num_heads": 2}),
+        ("janus", tiny_janus, {}, {"grid": [3, 3]}),
+        (
+            "infinity",
+            lambda: tiny_infinity(schedule=tuple(map(tuple, SCALES)), num_scales=2),
+            {},
+            {"schedule": SCALES, "num_scales": 2},
+        ),
+        ("infinity", tiny_infinity, {"image_size": [256, 512], "drop_path": 0.1}, {"image_size": [256, 512]}),
+    ],
+)
+def test_what_the_exports_name_does_not_tell_is_recorded(family: str, make: Any, given: Any, load: Any) -> None:
+    section = compose(
+        "sample", [f"generator={family}", "generator.checkpoint=x", *TOKENIZERS.get(family, [])]
+    ).generator
+    section.tokenizer_checkpoint = None
+    section.config = {**section.config, **given}
+    facts = generator_facts(make(), section)
+    assert facts["load"] == load
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["num_classes"] == make().num_classes
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [([3, 2], "(3, 2)"), ([[1, 1], [2, 2]], "((1, 1), (2, 2))"), ([7], "(7,)"), ("x", "'x'"), (5, "5"), (None, "None")],
+)
+def test_keywords_are_written_as_python(value: Any, text: str) -> None:
+    assert model_card._literal(value) == text
+
+
+@pytest.mark.parametrize(
     ("name", "repository"),
     [
         ("c2i_XL_384.pt", "FoundationVision/LlamaGen"),
@@ -354,8 +393,6 @@ def test_an_input_that_the_authors_do_not_know_is_told(run: Path) -> None:
     ],
 )
 def test_methods_are_named_with_their_papers(objective: str, expected: tuple[str, str | None]) -> None:
-    from recipes.config import compose
-
     assert card_training.method(compose("train", [f"objective={objective}"])) == expected
 
 
@@ -427,8 +464,6 @@ def test_a_failed_upload_keeps_the_folder(run: Path, monkeypatch: Any, capsys: A
 
 
 def test_settings_of_a_run_that_uses_rewards_and_penalties() -> None:
-    from recipes.config import compose
-
     config = compose("train", ["experiment=mnist/grpo", "reproduce_bugs.reference_dropout=true"])
     shown = card_training.settings(config)
     assert (shown["kl.coefficient"], shown["rollout.num_generations"], shown["objective.loss_type"]) == (
