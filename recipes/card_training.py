@@ -88,7 +88,7 @@ def training_lines(
     faults = {key: value for key, value in flatten(config.reproduce_bugs) if value}
     if faults:
         yield f"- **Faults of released code, reproduced on purpose**: {_inline(faults)}."
-    processes = f" in {record['processes']} processes" if record["processes"] > 1 else ""
+    processes = f" in {record['processes']} processes" if record.get("processes", 1) > 1 else ""
     yield f"- **Time**: {record['wall_seconds']:,.0f} s with its evaluation, on {record['device']}{processes}."
 
 

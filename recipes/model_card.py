@@ -150,13 +150,21 @@ def _loading(config: DictConfig, facts: Mapping[str, Any], repo_id: str, exporte
     code += [
         f"condition = generator.encode_condition({raw})",
         "rollout = align.sample(generator, condition, align.SamplingConfig(seed=0))",
-        "images = generator.decode(rollout.tokens_BL)  # uint8 [1, H, W, 3]",
+        "images = generator.decode(rollout.tokens_BL)  # uint8 [1, H, W, 3]"
+        if _has_pixels(config)
+        else "tokens = rollout.tokens_BL  # for images, give load_generator a tokenizer_checkpoint and decode them",
     ]
     block = "```python\n" + "\n".join(code) + "\n```"
     tokenizer = facts.get("tokenizer")
     if tokenizer:
         block += f"\n\nThe tokenizer is not in this repository: `{tokenizer['name']}`, {size_in_words(tokenizer['bytes'])}, {hash_in_words(tokenizer)}."
     return block + "\n\n" + _authors_code(facts, exported)
+
+
+def _has_pixels(config: DictConfig) -> bool:
+    """Whether the generator was loaded with its tokenizer, which zoo entries and Janus bring along."""
+    name = config.generator.name
+    return config.generator.tokenizer_checkpoint is not None or name == "janus" or name not in FAMILY_NAMES
 
 
 def _load_lines(config: DictConfig, facts: Mapping[str, Any], repo_id: str, exported: Export | None) -> Iterator[str]:

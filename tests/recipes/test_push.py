@@ -318,6 +318,15 @@ def test_the_cards_code_loads_what_was_trained(tmp_path: Path, hub: Hub, monkeyp
         assert f"`{name}`, {size:.1f} MB, sha256 `{digest}`" in section(card, title)
     assert "The authors' own code loads it as it loads theirs" in card
     assert "base_model" not in card  # a file of no published name
+    # without the tokenizer there are tokens only
+    record = json.loads(Path("run/run.json").read_text())
+    del record["generator_facts"]["tokenizer"]
+    record["config"]["generator"]["tokenizer_checkpoint"] = None
+    set_record(Path("run"), **record)
+    push_to_hub("run", "user/name")
+    names = run_snippet(card_of(Path("run")), Path("run/push"), monkeypatch)
+    assert names["tokens"].shape == (1, 6)
+    assert "images" not in names
 
 
 @pytest.mark.parametrize(
