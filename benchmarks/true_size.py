@@ -1,7 +1,7 @@
 """What the recipes of published models cost at true size: memory, seconds a step, and how near to the machine's limit.
 
-    python benchmarks/true_size.py llamagen/cca_b trainer.per_device_train_batch_size=1     # on a CPU, one recipe a call
-    python benchmarks/true_size.py --results benchmarks/results/true-size-h100.json         # on a GPU, all of them
+    python benchmarks/true_size.py llamagen/cca_b trainer.per_device_train_batch_size=1  # what a CPU can do
+    python benchmarks/true_size.py --results benchmarks/results/true-size-h100.json      # on a GPU, all of them
 
 Files of the published sizes and forms are made with random weights, then loaded, sampled from and trained on as a user's
 would be, on random codes, images and captions. A step is of two micro-batches; what the published batch takes is
@@ -18,6 +18,8 @@ import json
 import resource
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ import torch
 import yaml
 from omegaconf import OmegaConf
 from PIL import Image
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch.utils.flop_counter import FlopCounterMode
 
 import align.training.callbacks as callbacks
@@ -37,7 +40,8 @@ from align import SamplingConfig, sample
 from align.checkpoints import save_tokenizer
 from align.data import Codes, PreferencePairs
 from align.files import sha256_of_tensors, write_text
-from align.generators import VAR, LlamaGen, LlamaGenConfig, LlamaGenT2I, PublishedGenerator, VARConfig
+from align.generators import VAR, JanusConfig, LlamaGen, LlamaGenConfig, LlamaGenT2I, PublishedGenerator, VARConfig
+from align.generators.janus_keys import ORIGINAL
 from align.generators.llamagen import PUBLISHED
 from align.text.features import EncoderFacts
 from align.text.store import FeatureStore, caption_key
@@ -48,7 +52,7 @@ from recipes.run import describe_device
 from recipes.supplies import check_recipe, make_supplies
 from recipes.train import train_generator
 
-RECIPES = [name for name in options("experiment") if name.split("/")[0] in ("llamagen", "var")]
+RECIPES = [name for name in options("experiment") if name.split("/")[0] in ("llamagen", "var", "janus")]
 ROWS = 4096  # codes and pairs to draw from
 CAPTIONS = [f"a photo of {count} things" for count in range(16)]
 
@@ -57,17 +61,22 @@ def make_files(recipe: str, folder: Path) -> list[str]:
     """Random weights and data of the recipe's family and size; the settings that name them."""
     experiment: dict[str, Any] = yaml.safe_load((CONF / "experiment" / f"{recipe}.yaml").read_text())
     chosen = {key.removeprefix("override /"): value for entry in experiment["defaults"] for key, value in entry.items()}
-    generator, tokenizer = make_models(chosen["generator"], experiment["generator"])
-    generator.save_published(folder / "generator.pt")
-    save_tokenizer(tokenizer, folder / "tokenizer.pt")
-    classes, length, codes = generator.num_classes, generator.layout.length, generator.vocab_size
-    del generator
-    settings = [
-        f"generator.checkpoint={folder / 'generator.pt'}",
-        f"generator.tokenizer_checkpoint={folder / 'tokenizer.pt'}",
-    ]
-    stream, digest = torch.Generator().manual_seed(0), sha256_of_tensors(tokenizer.state_dict())
-    if classes is None:
+    family = chosen["generator"]
+    if family == "janus":
+        settings = [f"generator.checkpoint={make_janus(folder / 'janus')}"]
+        classes, length, codes, digest = None, 576, 16384, ""
+    else:
+        generator, tokenizer = make_models(family, experiment["generator"])
+        generator.cpu().save_published(folder / "generator.pt")
+        save_tokenizer(tokenizer, folder / "tokenizer.pt")
+        classes, length, codes = generator.num_classes, generator.layout.length, generator.vocab_size
+        digest = sha256_of_tensors(tokenizer.state_dict())
+        settings = [
+            f"generator.checkpoint={folder / 'generator.pt'}",
+            f"generator.tokenizer_checkpoint={folder / 'tokenizer.pt'}",
+        ]
+    stream = torch.Generator().manual_seed(0)
+    if family == "llamagen-t2i":
         settings.append(f"generator.text_encoder={make_features(folder / 'features')}")
     if chosen["data"] == "codes":
         tokens = torch.randint(codes, (ROWS, length), generator=stream)
@@ -115,6 +124,46 @@ def make_models(
         )  # fmt: skip
         tokenizer = VQTokenizer(VQConfig())
         return _spread((LlamaGen if family == "llamagen" else LlamaGenT2I)(llama)), tokenizer.cpu()
+
+
+def make_janus(folder: Path) -> Path:
+    """Janus-Pro-1B in its authors' layout, without what only understands images; prompts are read byte by byte."""
+    language = {
+        "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "num_key_value_heads": 16, "max_position_embeddings": 16384,
+    }  # fmt: skip
+    sizes = JanusConfig(
+        language,
+        vocab_size=16384,
+        codebook_dim=8,
+        aligner_layers=2,
+        head_width=2048,
+        grid=(24, 24),
+        key_layout=ORIGINAL,
+    )
+    torch.manual_seed(0)
+    weights = {}
+    for name, shape in sizes.shapes().items():
+        weights[name] = torch.ones(shape) if "norm" in name else torch.randn(shape, device=DEVICE).mul_(0.02).cpu()
+    weights |= {f"gen_vision_model.{name}": tensor for name, tensor in VQTokenizer(VQConfig()).state_dict().items()}
+    folder.mkdir()
+    torch.save(weights, folder / "pytorch_model.bin")
+    write_text(folder / "config.json", json.dumps({"model_type": "multi_modality", "language_config": language}))
+    marks = [
+        "<｜begin▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        "<｜▁pad▁｜>",
+        "<begin_of_image>",
+        "<|User|>",
+        "<|Assistant|>",
+    ]
+    words = [*marks, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    text = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=[]))
+    text.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    text.add_special_tokens([AddedToken(mark, normalized=False) for mark in marks])
+    text.save(str(folder / "tokenizer.json"))
+    write_text(folder / "tokenizer_config.json", json.dumps({"bos_token": marks[0], "pad_token": marks[2]}))
+    return folder
 
 
 @torch.no_grad()
@@ -176,7 +225,7 @@ def watching() -> Iterator[None]:
         callbacks.ProgressBar = plain  # type: ignore[misc]
 
 
-def measure(recipe: str, overrides: list[str], folder: Path, steps: int) -> dict[str, Any]:
+def measure(recipe: str, overrides: list[str], folder: Path, steps: int, images: int) -> dict[str, Any]:
     files = make_files(recipe, folder)
     overrides = [*overrides, "trainer.global_batch_size=null"]
     given = " ".join(overrides)
@@ -192,12 +241,11 @@ def measure(recipe: str, overrides: list[str], folder: Path, steps: int) -> dict
     generator = make_generator(config.generator, dropout=config.trainer.dropout)
     synchronize()
     load = time.perf_counter() - start
-    number = 4
-    conditions = [CAPTIONS[0]] * number if generator.num_classes is None else list(range(number))
+    conditions = [CAPTIONS[0]] * images if generator.num_classes is None else list(range(images))
     start = time.perf_counter()
-    with torch.autocast(DEVICE, torch.bfloat16, enabled=use_bf16("auto")):
+    if images:
         generator.decode(sample(generator, generator.encode_condition(conditions), SamplingConfig()).tokens_BL)
-    synchronize()
+        synchronize()
     sampling = time.perf_counter() - start
     (folder / "run").mkdir()
     with watching():
@@ -217,12 +265,18 @@ def measure(recipe: str, overrides: list[str], folder: Path, steps: int) -> dict
     floor = Watch.flops / matmul_rate()
     return {
         "parameters": sum(p.numel() for p in generator.parameters()),
-        "file_gb": round((folder / "generator.pt").stat().st_size / 1e9, 2),
+        "file_gb": round(
+            Path(config.generator.checkpoint, "pytorch_model.bin" if config.generator.name == "janus" else "")
+            .stat()
+            .st_size
+            / 1e9,
+            2,
+        ),
         "rows_of_a_micro_batch": config.trainer.per_device_train_batch_size,
         "rows_of_a_step": rows,
         "load_seconds": round(load, 1),
         "sample_seconds": round(sampling, 1),
-        "images_sampled": number,
+        "images_sampled": images,
         "step_seconds": round(step, 3),
         "flops_of_a_step": Watch.flops,
         "share_of_matmul_rate": round(floor / step, 3),
@@ -275,25 +329,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="recipes, and settings as key=value")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--images", type=int, default=4, help="that are sampled at once, before training")
     parser.add_argument("--results", type=Path, help="a JSON to add to")
     parser.add_argument("--folder", type=Path, help="where files are made and deleted again; up to 13 GB at once")
     arguments = parser.parse_args()
     recipes = [word for word in arguments.words if "=" not in word] or RECIPES
     overrides = [word for word in arguments.words if "=" in word]
-    if DEVICE == "cpu" and len(recipes) > 1:
-        parser.error("on a CPU the peak is the process's: name one recipe a call")
-    found: dict[str, Any] = {}
-    for recipe in recipes:
-        folder = Path(tempfile.mkdtemp(dir=arguments.folder))
-        try:
-            found[recipe] = {"overrides": overrides, **measure(recipe, overrides, folder, arguments.steps)}
-        except torch.OutOfMemoryError as error:
-            found[recipe] = {"overrides": overrides, "failed": str(error).splitlines()[0]}
-        finally:
-            shutil.rmtree(folder)
-        print(f"{recipe}: {json.dumps(found[recipe])}", flush=True)
-        if arguments.results is not None:
-            add(arguments.results, recipe, found[recipe])
+    if len(recipes) > 1:  # each in a process of its own, so that none inherits another's memory
+        given = [word for word in sys.argv[1:] if word not in recipes]
+        for recipe in recipes:
+            subprocess.run([sys.executable, __file__, recipe, *given], check=True)
+        return
+    folder = Path(tempfile.mkdtemp(dir=arguments.folder))
+    row: dict[str, Any] = {"overrides": overrides}
+    try:
+        row |= measure(recipes[0], overrides, folder, arguments.steps, arguments.images)
+    except Exception as error:  # what does not run at true size is a result, too
+        row["failed"] = str(error).split(". ")[0]
+    finally:
+        shutil.rmtree(folder)
+    print(f"{recipes[0]}: {json.dumps(row)}", flush=True)
+    if arguments.results is not None:
+        add(arguments.results, recipes[0], row)
 
 
 def add(path: Path, recipe: str, row: dict[str, Any]) -> None:

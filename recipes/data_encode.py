@@ -26,7 +26,7 @@ from align.progress import progress_bar
 from align.tokenizers import BSQTokenizer, MultiscaleVQTokenizer, VQTokenizer
 from align.tokenizers.multiscale_vq import SCALES_256, SCALES_512
 from recipes.config import compose, with_path
-from recipes.run import Run, num_processes, pick_device, say
+from recipes.run import Run, num_processes, pick_device, process_index, say
 
 _LISTED = 20  # skipped images that are printed; the manifest has them all
 _SCALES = {256: SCALES_256, 512: SCALES_512}
@@ -158,7 +158,7 @@ def _told_size(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> int | None:
 def parse_part(part: str | None) -> tuple[int, int]:
     """(0, 8) of 0/8; of None, what torchrun says. Raises ValueError."""
     if part is None:
-        return int(os.environ.get("RANK", "0")), num_processes()
+        return process_index(), num_processes()
     if num_processes() > 1:
         raise ValueError("torchrun shares the work out by itself; leave part= away")
     match = re.fullmatch(r"(\d+)/(\d+)", part)

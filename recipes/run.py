@@ -141,8 +141,12 @@ def num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def process_index() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    return process_index() == 0
 
 
 def wait_for_all() -> None:

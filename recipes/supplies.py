@@ -27,7 +27,7 @@ from recipes.conditions import make_rows
 from recipes.data_pairs import draw_pairs
 from recipes.parts import make_objective, make_rewards, use_bf16, zoo_file
 from recipes.rounds import check_rounds
-from recipes.run import num_processes
+from recipes.run import is_first_process, num_processes, process_index
 from recipes.training_data import make_pairs, make_stream
 from rewards.perceptual import load_distance
 
@@ -287,8 +287,11 @@ def _reference(
             wanted,
             batch_size=config.trainer.per_device_train_batch_size,
             bf16=use_bf16(config.trainer.precision),
+            rank=process_index(),
+            world=num_processes(),
         )
-        cached.save(path, stream)
+        if is_first_process():
+            cached.save(path, stream)
         return cached
     dropout = config.reproduce_bugs.reference_dropout
     return FrozenReference(generator, sync_steps=section.sync_steps, mixup=section.mixup, dropout=dropout)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from accelerate.utils import gather_object
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from align.data.stream import Stream
 from align.files import sha256_of_tensors, write_atomically
@@ -143,14 +144,25 @@ class CachedReference:
 
     @staticmethod
     def compute(
-        generator: Generator, stream: Stream, wanted: Sequence[ModelInput], *, batch_size: int, bf16: bool = False
+        generator: Generator,
+        stream: Stream,
+        wanted: Sequence[ModelInput],
+        *,
+        batch_size: int,
+        bf16: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ) -> CachedReference:
-        """One pass of the reference over the stream, in the precision that the policy will train in."""
+        """One pass of the reference over the stream, in the precision that the policy will train in.
+
+        Of `world` processes each computes every world-th row, from row `rank` on, and all have the whole table.
+        """
         CachedReference.check(wanted, list(stream[0]))
         reference = FrozenReference(generator)
-        bar = progress_bar(total=len(stream), description="reference log-probs", unit="img")
-        columns = []
-        for batch in DataLoader(stream, batch_size=batch_size):
+        own = Subset(stream, range(rank, len(stream), world))
+        bar = progress_bar(total=len(own), description="reference log-probs", unit="img")
+        columns = [torch.empty(0, len(wanted))]  # of a process without rows
+        for batch in DataLoader(own, batch_size=batch_size):
             batch = {name: x.to(generator.device) if isinstance(x, Tensor) else x for name, x in batch.items()}
             given, _ = conditions(generator, batch)
             with torch.autocast(generator.device.type, torch.bfloat16, enabled=bf16):
@@ -158,7 +170,12 @@ class CachedReference:
             columns.append(torch.stack([found[item.name] for item in wanted], dim=1).cpu())
             bar.update(len(batch["dropped"]))
         bar.close()
-        return CachedReference(torch.cat(columns), [item.name for item in wanted], reference.fingerprint)
+        table_NK = torch.cat(columns)
+        if world > 1:
+            parts, table_NK = gather_object([table_NK]), table_NK.new_empty(len(stream), len(wanted))
+            for start, part in enumerate(parts):
+                table_NK[start::world] = part
+        return CachedReference(table_NK, [item.name for item in wanted], reference.fingerprint)
 
     def save(self, path: Path, stream: Stream) -> None:
         metadata = {"reference": self.fingerprint, "stream": stream.fingerprint, "names": " ".join(self.names)}

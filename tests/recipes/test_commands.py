@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from align import load_generator
 from align.tensor_files import read_tensors
@@ -322,6 +323,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     """The same command under torchrun: one folder, one export, the same weights."""
     quick = ["experiment=mnist/cca", "evaluation=none", "trainer.max_steps=2", "trainer.per_device_train_batch_size=4"]
     quick += ["trainer.global_batch_size=16", "trainer.sample_every=0", "trainer.report_to=[]"]
+    quick += ["reference.kind=cached"]  # its pass is shared out, too
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "recipes.cli"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     for how, folder in ((launch, "two"), (["-m", "recipes.cli"], "one")):
@@ -333,6 +335,9 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     one, two = (read_tensors(Path(name, "generator.pt")).tensors for name in ("one", "two"))
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4)
+    tables = [load_file(f"{name}/reference_logprobs.safetensors")["logprobs"] for name in ("one", "two")]
+    assert tables[0].shape == (32, 2)
+    torch.testing.assert_close(*tables, atol=1e-4, rtol=1e-5)
     rounds = subprocess.run(
         [sys.executable, *launch, "train", *quick, "rounds.number=2", "evaluation=mnist-cnn", "output_dir=rounds"],
         timeout=300, env=environment, capture_output=True, text=True,
