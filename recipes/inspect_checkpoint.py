@@ -23,6 +23,9 @@ TOKENIZERS = {
 }
 
 
+PIXELS_PER_TOKEN = 16  # along each side, in all that are published
+
+
 def main(arguments: list[str]) -> None:
     paths = [argument for argument in arguments if argument not in ("whole=true", "whole=false")]
     if len(paths) != 1:
@@ -59,11 +62,7 @@ def lines(found: Inspection) -> Iterator[tuple[str, str]]:
         yield "odd", remark
     if found.kind in TOKENIZERS or found.kind is None:
         return
-    fitting = fitting_experiments(found.kind, found.size_name, found.image_size)
-    yield (
-        "recipes",
-        ", ".join(fitting) if fitting else "none of its size; those of its family run with generator.size=null",
-    )
+    yield "recipes", recipes(found.kind, found.size_name, found.image_size)
 
 
 def describe(found: Inspection) -> str:
@@ -76,20 +75,36 @@ def describe(found: Inspection) -> str:
     )
 
 
+def recipes(family: str, size: str | None, image_size: int | None) -> str:
+    """The experiments that fit, or how to use those that nearly do."""
+    if fitting := fitting_experiments(family, size, image_size):
+        return ", ".join(fitting)
+    if image_size is not None and (fitting := fitting_experiments(family, size, None)):
+        side = image_size // PIXELS_PER_TOKEN
+        return f"of another image size {', '.join(fitting)}; add generator.config.grid=[{side},{side}]"
+    if _experiments(family):
+        return "none of its size; those of its family run with generator.size=null"
+    return f"none for its family; begin with align train generator={family} objective=cca"
+
+
 def fitting_experiments(family: str, size: str | None, image_size: int | None) -> list[str]:
     """Names of the experiments for this family, size and image size, where they say so."""
+    return [
+        name
+        for name, wanted, grid in _experiments(family)
+        if wanted in (None, size) and (grid is None or image_size in (None, PIXELS_PER_TOKEN * grid[0]))
+    ]
+
+
+def _experiments(family: str) -> list[tuple[str, str | None, list[int] | None]]:
+    """(name, published size, token grid) of a family's experiments, as far as they say."""
     found = []
     for name in options("experiment"):
         experiment: dict[str, Any] = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
-        chosen = {"override /generator": None} | {
-            k: v for entry in experiment.get("defaults", []) for k, v in entry.items()
-        }
+        chosen = {key: value for entry in experiment.get("defaults", []) for key, value in entry.items()}
         section = experiment.get("generator") or {}
-        grid = (section.get("config") or {}).get("grid")
-        if chosen["override /generator"] != family or section.get("size") not in (None, size):
-            continue
-        if grid is None or image_size is None or 16 * grid[0] == image_size:
-            found.append(name)
+        if chosen.get("override /generator") == family:
+            found.append((name, section.get("size"), (section.get("config") or {}).get("grid")))
     return found
 
 

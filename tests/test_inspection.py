@@ -24,7 +24,7 @@ from align.inspection import identify, inspect
 from align.shapes import shapes_only
 from recipes import config, inspect_checkpoint
 from recipes.cli import main
-from recipes.inspect_checkpoint import fitting_experiments
+from recipes.inspect_checkpoint import fitting_experiments, recipes
 
 GRID = "the token grid is not told: pass grid=(16, 16) for 256 px, (24, 24) for 384 px, (32, 32) for 512 px"
 HEADS = "the number of heads is not told: pass num_heads="
@@ -396,6 +396,13 @@ def test_recipes_fit_by_family_size_and_grid(tmp_path: Path, monkeypatch: pytest
     assert fitting_experiments("llamagen", None, None) == ["a/any"]
     assert fitting_experiments("var", "d16", 256) == ["v/d16"]
     assert fitting_experiments("janus", None, None) == []
+    # what nearly fits
+    assert recipes("llamagen", "XL", 384) == "a/any, a/xl, a/xl_384"
+    (tmp_path / "experiment" / "a" / "any.yaml").unlink()
+    experiment("a/b", "llamagen", "B", [24, 24])
+    assert recipes("llamagen", "B", 256) == "of another image size a/b; add generator.config.grid=[16,16]"
+    assert recipes("llamagen", "3B", 256) == "none of its size; those of its family run with generator.size=null"
+    assert recipes("janus", None, None).startswith("none for its family; begin with align train generator=janus")
 
 
 @pytest.mark.parametrize("arguments", [[], ["a.pt", "b.pt"]])
