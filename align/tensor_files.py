@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ class TensorFile:
         elif path.suffix == ".safetensors" or self.content is None:
             save_tensors(path, merged, self.wrapper, self.metadata)
         else:
-            _save_torch(path, _rewrapped(self.content, self.wrapper, merged))
+            _save_torch(path, _rewrapped(self.content, self.wrapper, merged), _archive_name(self.path))
 
     def _save_folder(self, tensors: Mapping[str, Tensor], path: Path) -> None:
         names = list((self.shards or {}).values()) or [_single_file(self.path).name]
@@ -91,10 +92,11 @@ class TensorFile:
                 write_atomically(path / source.name, partial(shutil.copyfile, source))
         for shard in dict.fromkeys(names):
             part = {name: tensors[name] for name in tensors if shards[name] == shard}
+            archive_name = _archive_name(self.path / shard)
             if self.content is None:
-                save_tensors(path / shard, part, self.wrapper, self.metadata)
+                save_tensors(path / shard, part, self.wrapper, self.metadata, archive_name)
             else:
-                _save_torch(path / shard, _rewrapped(self.content, self.wrapper, part))
+                _save_torch(path / shard, _rewrapped(self.content, self.wrapper, part), archive_name)
         if self.shards is None:
             return
         index_name = INDEX_FILES[0] if names[0].endswith(".safetensors") else INDEX_FILES[1]
@@ -111,7 +113,11 @@ def _as(tensor: Tensor, old: Tensor) -> Tensor:
 
 
 def save_tensors(
-    path: Path, tensors: Mapping[str, Tensor], wrapper: str | None = None, metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    wrapper: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    archive_name: str | None = None,
 ) -> None:
     """Write a state_dict: safetensors if the name ends so, torch's format (wrapped in `wrapper`) otherwise."""
     contiguous = {name: _own(tensor.detach().cpu()) for name, tensor in tensors.items()}
@@ -121,7 +127,16 @@ def save_tensors(
         content: dict[str, Any] = contiguous
         for key in reversed(wrapper.split("/") if wrapper else []):
             content = {key: content}
-        _save_torch(path, content)
+        _save_torch(path, content, archive_name)
+
+
+def _archive_name(path: Path) -> str | None:
+    """What the archive inside a torch file is called, so that it is written again to the last byte; None: by a handle."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        name = archive.namelist()[0].partition("/")[0]
+    return None if name == "archive" else name
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -131,10 +146,18 @@ def _own(tensor: Tensor) -> Tensor:
     return tensor if whole else tensor.clone()
 
 
-def _save_torch(path: Path, content: Any) -> None:
+def _save_torch(path: Path, content: Any, archive_name: str | None = None) -> None:
+    """The bytes do not depend on the path: torch names the archive inside after its file, and "archive" in a handle."""
+
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as file:  # by handle: the bytes do not depend on the file's name
-            torch.save(content, file)
+        if archive_name is None:
+            with temporary.open("wb") as file:
+                torch.save(content, file)
+        else:
+            with TemporaryDirectory(dir=temporary.parent) as folder:
+                named = Path(folder) / f"{archive_name}.pt"
+                torch.save(content, named)
+                named.replace(temporary)
 
     write_atomically(path, write)
 
