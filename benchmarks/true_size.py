@@ -2,6 +2,7 @@
 
     python benchmarks/true_size.py llamagen/cca_b trainer.per_device_train_batch_size=1  # what a CPU can do
     python benchmarks/true_size.py --results benchmarks/results/true-size-h100.json      # on a GPU, all of them
+    python benchmarks/true_size.py --table benchmarks/results/true-size-*.json           # for the README
 
 Files of the published sizes and forms are made with random weights, then loaded, sampled from and trained on as a user's
 would be, on random codes, images and captions. A step is of two micro-batches; what the published batch takes is
@@ -332,7 +333,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4, help="that are sampled at once, before training")
     parser.add_argument("--results", type=Path, help="a JSON to add to")
     parser.add_argument("--folder", type=Path, help="where files are made and deleted again; up to 13 GB at once")
+    parser.add_argument("--table", type=Path, nargs="+", help="print what such JSONs hold, and measure nothing")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(table(arguments.table))
+        return
     recipes = [word for word in arguments.words if "=" not in word] or RECIPES
     overrides = [word for word in arguments.words if "=" in word]
     if len(recipes) > 1:  # each in a process of its own, so that none inherits another's memory
@@ -351,6 +356,23 @@ def main() -> None:
     print(f"{recipes[0]}: {json.dumps(row)}", flush=True)
     if arguments.results is not None:
         add(arguments.results, recipes[0], row)
+
+
+def table(paths: list[Path]) -> str:
+    """Markdown; the recipes that did not fit are left out."""
+    lines = [
+        "| recipe | device | rows at once | seconds for the published batch | share of the matmul rate | peak, GB |"
+    ]
+    lines.append("|---|---|---|---|---|---|")
+    for path in paths:
+        content = json.loads(path.read_text())
+        for recipe, row in content["recipes"].items():
+            if "failed" not in row:
+                batch = f"{row['published_step_seconds']:,.1f} (of {row['published_rows_of_a_step']})"
+                cells = [f"`{recipe}`", content["device"], row["rows_of_a_micro_batch"], batch]
+                cells += [row["share_of_matmul_rate"], row["peak_gb"]]
+                lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(lines)
 
 
 def add(path: Path, recipe: str, row: dict[str, Any]) -> None:

@@ -73,7 +73,8 @@ def _experiment(domain: str, name: str, generator: str, overrides: list[str]) ->
     """The composed configurations, refused here rather than an hour later. `gft+ddo` is DDO from where GFT ended."""
     stages: Stages = {}
     for stage in name.split("+"):
-        if f"{domain}/{stage}" not in (known := options("experiment")):
+        known = [choice for choice in options("experiment") if choice.startswith(f"{domain}/")]
+        if f"{domain}/{stage}" not in known:
             raise ValueError(f"unknown experiment {domain}/{stage}; known: {', '.join(known)}")
         config = compose("train", [f"experiment={domain}/{stage}", f"generator={generator}", *overrides])
         check_recipe(config)

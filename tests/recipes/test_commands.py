@@ -25,7 +25,7 @@ from recipes.config import options
 from recipes.parts import make_protocol, zoo_file
 
 EXPERIMENTS = [name for name in options("experiment") if name.startswith("mnist/")]
-QUICK = ("mnist/cca", "mnist/sft")  # an evaluation takes seconds; the others' parts are tested by themselves
+QUICK = ("mnist/cca",)  # an evaluation takes seconds; the others' parts are tested by themselves
 # the fewest images that a Fréchet distance in 64 features takes
 FEW = [
     "evaluation.num_images=70",

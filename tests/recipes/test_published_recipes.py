@@ -46,6 +46,7 @@ def test_the_header_says_what_a_researcher_asks(name: str) -> None:
     assert f"align train experiment={name} $FILES" in text
 
 
+@pytest.mark.slow  # half a second each
 @pytest.mark.parametrize("world", [1, 8])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_commands_of_the_header_compose(name: str, world: int, monkeypatch: pytest.MonkeyPatch) -> None:

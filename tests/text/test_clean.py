@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 
 import pytest
 
@@ -71,12 +70,11 @@ def test_the_rules_are_applied_twice() -> None:
     assert clean_caption(":;cat") == "cat"
 
 
-def test_a_caption_of_ten_thousand_characters_takes_no_minutes() -> None:
-    """Of shapes that make careless patterns go back over everything."""
-    before = time.monotonic()
-    for piece in ("a", "a-", "a.b", "1.", "a1", ".", "'", "<b>", "&amp;", "x "):
-        clean_caption(piece * (10_000 // len(piece)))
-    assert time.monotonic() - before < 30
+@pytest.mark.slow
+@pytest.mark.parametrize("piece", ["a", "a-", "a.b", "1.", "a1", ".", "'", "<b>", "&amp;", "x "])
+def test_a_caption_of_ten_thousand_characters_comes_back(piece: str) -> None:
+    """Of shapes that make careless patterns go back over everything, which would take longer than any test may."""
+    assert len(clean_caption(piece * (10_000 // len(piece)))) <= 20_000
 
 
 @pytest.mark.parametrize("package", ["bs4", "ftfy"])
