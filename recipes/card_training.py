@@ -98,7 +98,7 @@ def _base(record: Mapping[str, Any], config: DictConfig, facts: Mapping[str, Any
     if config.generator.checkpoint is None:
         source = f"the generator `{name}` that ar-align ships, {source}"
     if base_model:
-        source += f", by its name the weights of [{base_model}](https://huggingface.co/{base_model})"
+        source += f", by its name the weights of `{base_model}` on the Hub"
     if weights := record.get("hashes", {}).get("base"):
         source += f"; its weights as they were trained from have sha256 `{weights}`"
     adapter = config.generator.get("adapter")

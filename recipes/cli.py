@@ -37,7 +37,16 @@ Every setting is a key=value; `align COMMAND --help` shows them. To begin:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        code = _run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `align train --help | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's own flush at its end
+        return 0
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE.format(commands="\n".join(f"  {name:<10}{summary}" for name, (_, summary) in COMMANDS.items())))
         return 0
@@ -56,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     sys.path.insert(0, str(Path.cwd()))  # objectives of the user's own, named in a YAML, lie where they work
     try:
         importlib.import_module(COMMANDS[command][0]).main(overrides)
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ALIGN_TRACEBACK"):
             traceback.print_exc()

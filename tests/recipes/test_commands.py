@@ -344,3 +344,15 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     )  # fmt: skip
     assert rounds.returncode != 0
     assert "self-play in rounds runs in one process" in rounds.stderr
+
+
+def test_a_reader_that_has_enough_ends_a_command_quietly() -> None:
+    """As in `align train --help | head`."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "recipes.cli", "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(timeout=60) == 0
