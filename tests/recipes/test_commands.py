@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import fails, run
 from PIL import Image
 from safetensors.torch import load_file
 
 from align import load_generator
 from align.tensor_files import read_tensors
 from evaluation.results import read_results
-from recipes.cli import main
 from recipes.config import options
 from recipes.parts import make_protocol, zoo_file
 
@@ -44,20 +44,6 @@ SHORT = [
     "pairs.num_generations=4",
     "pairs.margin=0",
 ]
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def run(*arguments: str) -> None:
-    assert main(list(arguments)) == 0
-
-
-def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(list(arguments)) == 1
-    return capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,6 @@ def t5(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_tiny_t5(tmp_path_factory.mktemp("t5")))
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def captions(source: str, t5: str, *more: str) -> int:
     return main(["data", "captions", f"source={source}", f"text_encoder={t5}", "max_length=12", *more])
 

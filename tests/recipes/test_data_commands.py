@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import fails, run
 from conftest import tiny_llamagen, tiny_var
 from data.pictures import GARBAGE, encoded, image_folder, picture, tokenizer_file, write_lines, write_tar
 from janus_files import save_janus
@@ -40,20 +41,6 @@ SHORT = [
     "trainer.report_to=[]",
     "trainer.sample_every=2",
 ]
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def run(*arguments: str) -> None:
-    assert main(list(arguments)) == 0
-
-
-def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    assert main(list(arguments)) == 1
-    return capsys.readouterr().err
 
 
 def llamagen(side: int = 3, *, seed: int = 0) -> list[str]:

@@ -28,11 +28,6 @@ def codes(path: str) -> DictConfig:
     return OmegaConf.create({"codes": path, "deformed_copies": 0})
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
 def run(*arguments: str) -> None:
     assert main(["data", *arguments]) == 0
 

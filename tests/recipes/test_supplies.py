@@ -49,8 +49,7 @@ def composed() -> DictConfig:
 
 
 @pytest.fixture(autouse=True)
-def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def a_reward(in_a_folder_of_its_own: None) -> None:
     Path("reward.py").write_text(REWARD)
 
 
