@@ -8,10 +8,10 @@ demo: .venv/installed
 	$(BIN)/align study experiment=mnist/cca output_dir=runs/demo overwrite=true
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 quick: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 lint: .venv/installed
 	$(BIN)/ruff check .
