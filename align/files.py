@@ -59,11 +59,6 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
-def sha256_of_file(path: Path) -> str:
-    with Path(path).open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def sha256_of_tensors(tensors: Mapping[str, Tensor]) -> str:
     """Identity of a set of weights: names, shapes, dtypes and bytes, in order."""
     digest = hashlib.sha256()

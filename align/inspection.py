@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import mmap
-import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from align.checkpoints import (
     told_grid,
     told_image_size,
 )
-from align.files import sha256_of_file
+from align.fingerprints import digest_of, files_of
 from align.generators import InfinityConfig
 from align.generators.janus_keys import tokenizer_tensors
 from align.generators.llamagen import PUBLISHED as LLAMAGEN_SIZES
@@ -43,7 +41,6 @@ from align.tokenizers import (
 from align.tokenizers.bsq import PARTS as BSQ_PARTS
 from align.tokenizers.multiscale_vq import SCALES_256
 
-HASHED_WHOLE = 1_000_000_000  # bytes that are hashed in half a second; larger files get a fingerprint
 RUNS, RUN_LENGTH = 8, 512  # of a large tensor so many runs of so many values are looked at, from its first to its last
 
 
@@ -75,11 +72,11 @@ class Inspection:
     odd: list[str] = field(default_factory=list)
 
 
-def inspect(path: Path | str, *, whole: bool = False) -> Inspection:
+def inspect(path: Path | str, *, digest: Callable[[], tuple[str, str]] | None = None) -> Inspection:
     """Look at a checkpoint.
 
     Args:
-        whole: hash all of a large file too (about a second for 2 GB).
+        digest: gives the path's `digest_of`, if that is being made already.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or no checkpoint at all (cut short, code in it).
@@ -88,11 +85,11 @@ def inspect(path: Path | str, *, whole: bool = False) -> Inspection:
     found = _describe(file)
     return Inspection(
         path=file.path,
-        bytes=sum(part.stat().st_size for part in _parts(file.path)),
+        bytes=sum(part.stat().st_size for part in files_of(file.path)),
         form=_form(file),
         parameters=sum(tensor.numel() for tensor in file.tensors.values() if tensor.is_floating_point()),
         dtypes=Counter(str(tensor.dtype).removeprefix("torch.") for tensor in file.tensors.values()),
-        digest=_digest(file.path, whole),
+        digest=digest() if digest else digest_of(file.path),
         beside=_beside(file),
         odd=[*found.pop("odd"), *_odd_values(file.tensors)],
         **found,
@@ -102,8 +99,8 @@ def inspect(path: Path | str, *, whole: bool = False) -> Inspection:
 def identify(path: Path | str) -> dict[str, Any]:
     """A file's or folder's name, its size in bytes, and its sha256 (of large ones, the fingerprint), as `inspect` tells them."""
     path = Path(path)
-    kind, digest = _digest(path, whole=False)
-    return {"name": path.name, "bytes": sum(part.stat().st_size for part in _parts(path)), kind: digest}
+    kind, digest = digest_of(path)
+    return {"name": path.name, "bytes": sum(part.stat().st_size for part in files_of(path)), kind: digest}
 
 
 def _describe(file: TensorFile) -> dict[str, Any]:
@@ -294,33 +291,3 @@ def _form(file: TensorFile) -> str:
     if file.content is None:
         return "safetensors"
     return f"torch file, {f'under {file.wrapper!r}' if file.wrapper else 'bare'}"
-
-
-def _parts(path: Path) -> list[Path]:
-    return sorted(part for part in path.iterdir() if part.is_file()) if path.is_dir() else [path]
-
-
-def _digest(path: Path, whole: bool) -> tuple[str, str]:
-    parts = _parts(path)
-    if len(parts) == 1 and (whole or parts[0].stat().st_size <= HASHED_WHOLE):
-        return "sha256", sha256_of_file(parts[0])
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.name.encode() if len(parts) > 1 else b"")
-        if whole:
-            digest.update(sha256_of_file(part).encode())
-        elif zipfile.is_zipfile(part):
-            for entry in zipfile.ZipFile(part).infolist():  # torch keeps a CRC-32 of every tensor
-                digest.update(f"{entry.filename.partition('/')[2]} {entry.CRC} {entry.file_size}".encode())
-        else:
-            _update_sampled(digest, part)
-    return "fingerprint", digest.hexdigest()
-
-
-def _update_sampled(digest: Any, part: Path, pieces: int = 256, length: int = 4096) -> None:
-    size = part.stat().st_size
-    digest.update(str(size).encode())
-    with part.open("rb") as handle:
-        for piece in range(pieces):
-            handle.seek(size * piece // pieces)
-            digest.update(handle.read(length))

@@ -47,7 +47,8 @@ from align.generators.llamagen import PUBLISHED
 from align.text.features import EncoderFacts
 from align.text.store import FeatureStore, caption_key
 from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
-from recipes.config import CONF, compose, options
+from recipes.choices import CONF, options
+from recipes.config import compose
 from recipes.parts import make_generator, make_objective, use_bf16
 from recipes.run import describe_device
 from recipes.supplies import check_recipe, make_supplies

@@ -24,7 +24,8 @@ from align.files import write_text
 from align.generators import Generator
 from align.types import SamplingConfig
 from evaluation.results import CLASS_ACCURACY, Arm, Spread, read_results, summarize
-from recipes.config import compose, options, with_sections
+from recipes.choices import options
+from recipes.config import compose, with_sections
 from recipes.evaluate import Judge, base_settings
 from recipes.exports import find_export
 from recipes.parts import make_generator, make_protocol, make_rewards, num_classes

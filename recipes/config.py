@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
@@ -18,7 +17,8 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-CONF = Path(__file__).parent / "conf"
+from recipes.choices import CONF, options
+
 KINDS = {bool: "true or false", str: "a text", list: "a list", dict: "a group of settings"}
 
 
@@ -156,12 +156,6 @@ def with_path(words: list[str], key: str) -> list[str]:
 
 def _quoted(word: str) -> str:
     return word if re.fullmatch(r"[\w./:~*-]+", word) else json.dumps(word, ensure_ascii=False)
-
-
-def options(group: str) -> list[str]:
-    """The choices of a config group: `experiment` -> mnist/cca, mnist/sft, ..."""
-    folder = CONF / group
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
 def _explain(error: Exception, parsed: list[Override]) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from recipes.config import CONF, flatten, options
+from recipes.choices import CONF, options
+from recipes.config import flatten
 
 _SETTING = re.compile(r"( *)(\w+):(.*)")
 _PARENT = re.compile(r"^  - (?!_self_)(\w+)$", re.MULTILINE)  # a defaults entry that is no group's

@@ -8,21 +8,24 @@ For example: align inspect c2i_XL_384.pt
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from align.inspection import Inspection, inspect
-from recipes.config import CONF, options
-from recipes.exports import resolve_checkpoint
+from align.fingerprints import digest_of
+from recipes.choices import CONF, options
+
+if TYPE_CHECKING:
+    from align.inspection import Inspection
 
 TOKENIZERS = {
     "vq": "LlamaGen's VQ tokenizer",
     "multiscale-vq": "VAR's multi-scale tokenizer",
     "bsq": "Infinity's tokenizer of binary spherical quantisation",
 }
-
-
 PIXELS_PER_TOKEN = 16  # along each side, in all that are published
 
 
@@ -32,12 +35,23 @@ def main(arguments: list[str]) -> None:
         raise ValueError(
             f"align inspect takes one file or folder, and whole=true if wanted; got {' '.join(arguments) or 'nothing'}"
         )
-    found = inspect(resolve_checkpoint(paths[0]) or paths[0], whole="whole=true" in arguments)
+    found = _look(Path(paths[0]), whole="whole=true" in arguments)
     width = 14
     for name, value in lines(found):
         print(f"{name:<{width}}{value}")
     if found.problems:
         raise ValueError(f"{found.path} cannot be loaded: {'; '.join(found.problems)}")
+
+
+def _look(path: Path, *, whole: bool) -> Inspection:
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        # a file's bytes are read while torch is imported: either takes a second or two
+        early = pool.submit(digest_of, path, whole=whole) if path.is_file() else None
+        from align.inspection import inspect
+        from recipes.exports import resolve_checkpoint
+
+        place = resolve_checkpoint(path) or path
+        return inspect(place, digest=early.result if early else partial(digest_of, place, whole=whole))
 
 
 def lines(found: Inspection) -> Iterator[tuple[str, str]]:

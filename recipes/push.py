@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from align.files import sha256_of_file, write_text
+from align.files import write_text
+from align.fingerprints import sha256_of_file
 from align.inspection import inspect
 from align.tensor_files import SUFFIXES, read_tensors
 from evaluation.results import ResultRow, append_result, read_results

@@ -18,7 +18,8 @@ from align.generators import Generator
 from align.types import SamplingConfig
 from evaluation.report import write_report
 from evaluation.results import read_results, summarize, text_table
-from recipes.config import CONF, compose, options, with_sections
+from recipes.choices import CONF, options
+from recipes.config import compose, with_sections
 from recipes.evaluate import Judge, base_settings
 from recipes.exports import find_export
 from recipes.facts import generator_facts

@@ -17,6 +17,7 @@ RULES: dict[str, set[str]] = {
     "align": set(),
     "align.types": set(),
     "align.files": set(),
+    "align.fingerprints": set(),
     "align.tensor_files": {"align.files"},
     "align.progress": set(),
     "align.images": {"align.files"},
@@ -27,7 +28,7 @@ RULES: dict[str, set[str]] = {
     "align.sampling": {"align.types", "align.generators"},
     "align.shapes": set(),
     "align.checkpoints": {"align.shapes", "align.tensor_files", "align.generators", "align.text", "align.tokenizers"},
-    "align.data": {"align.files", "align.checkpoints", "align.sampling"},
+    "align.data": {"align.files", "align.fingerprints", "align.checkpoints", "align.sampling"},
     "align.training": {
         *(
             "align.types",

@@ -18,11 +18,12 @@ from safetensors.torch import save_file
 from test_tensor_files import WRAPPINGS, shard, state
 from torch import Tensor, nn
 
-from align import inspection
+from align import fingerprints, inspection
 from align.checkpoints import save_tokenizer
+from align.fingerprints import digest_of
 from align.inspection import identify, inspect
 from align.shapes import shapes_only
-from recipes import config, inspect_checkpoint
+from recipes import choices, inspect_checkpoint
 from recipes.cli import main
 from recipes.inspect_checkpoint import fitting_experiments, recipes
 
@@ -158,10 +159,10 @@ def test_digests(bare: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     whole = ("sha256", hashlib.sha256(bare.read_bytes()).hexdigest())
     assert inspect(bare).digest == whole
     assert identify(bare) == {"name": "bare.pt", "bytes": bare.stat().st_size, "sha256": whole[1]}
-    monkeypatch.setattr(inspection, "HASHED_WHOLE", 1000)
+    monkeypatch.setattr(fingerprints, "HASHED_WHOLE", 1000)
     kind, fingerprint = inspect(bare).digest
     assert (kind, len(fingerprint)) == ("fingerprint", 64)
-    assert inspect(bare, whole=True).digest == whole
+    assert digest_of(bare, whole=True) == whole
     assert identify(bare)["fingerprint"] == fingerprint
     # another name leaves it, another last bit of one number does not
     bare.rename(tmp_path / "moved.pt")
@@ -388,7 +389,7 @@ def test_recipes_fit_by_family_size_and_grid(tmp_path: Path, monkeypatch: pytest
     experiment("a/xl_384", "llamagen", "XL", [24, 24])
     experiment("a/b", "llamagen", "B")
     experiment("v/d16", "var", "d16")
-    for module in (config, inspect_checkpoint):
+    for module in (choices, inspect_checkpoint):
         monkeypatch.setattr(module, "CONF", tmp_path)
     assert fitting_experiments("llamagen", "XL", 384) == ["a/any", "a/xl", "a/xl_384"]
     assert fitting_experiments("llamagen", "XL", 256) == ["a/any", "a/xl"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from align.data.codes import Labels, LazyCodes
 from align.data.shards import FORMAT, MANIFEST, assemble
-from align.files import sha256_of_file
+from align.fingerprints import sha256_of_file
 
 
 class ShardCodes(LazyCodes):

@@ -24,7 +24,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from align.data.readers import Record, UnreadableRow
-from align.files import sha256_of_file, write_atomically, write_text
+from align.files import write_atomically, write_text
+from align.fingerprints import sha256_of_file
 
 FORMAT = "ar-align token codes, version 1"
 MANIFEST, SETTINGS, RECORDS = "manifest.json", "settings.json", "records"

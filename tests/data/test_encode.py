@@ -22,7 +22,8 @@ from align.data.encode import describe_encoding, encode_shards
 from align.data.readers import ImageSource, open_images
 from align.data.shard_codes import ShardCodes
 from align.data.shards import MANIFEST, SETTINGS, Encoding, ShardWriter
-from align.files import sha256_of_file, sha256_of_tensors
+from align.files import sha256_of_tensors
+from align.fingerprints import sha256_of_file
 
 TEN = Crop("ten_crop", 12, (1.1, 1.05))
 CENTER = Crop("center", 12)

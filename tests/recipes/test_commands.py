@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from align import load_generator
 from align.tensor_files import read_tensors
 from evaluation.results import read_results
-from recipes.config import options
+from recipes.choices import options
 from recipes.parts import make_protocol, zoo_file
 
 EXPERIMENTS = [name for name in options("experiment") if name.startswith("mnist/")]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from recipes.config import CONF, compose, flatten, options, with_path
+from recipes.choices import CONF, options
+from recipes.config import compose, flatten, with_path
 from recipes.help_text import describe
 from recipes.supplies import check_recipe
 

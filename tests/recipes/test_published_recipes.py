@@ -14,8 +14,9 @@ from tiny_runs import SHORT, UNTOLD, checkpoint, data
 
 from align.checkpoints import load_generator
 from align.tensor_files import read_tensors
+from recipes.choices import CONF, options
 from recipes.cli import main
-from recipes.config import CONF, compose, options
+from recipes.config import compose
 from recipes.exports import find_export
 from recipes.supplies import check_recipe
 

@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 from align import load_generator
 from align.checkpoints import save_tokenizer
 from align.data import Codes
-from align.files import sha256_of_file, sha256_of_tensors
+from align.files import sha256_of_tensors
+from align.fingerprints import sha256_of_file
 from align.tensor_files import read_tensors
 from evaluation.results import ResultRow, append_result
 from recipes import card_training, model_card

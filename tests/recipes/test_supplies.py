@@ -23,7 +23,8 @@ from align.training.sources import Betas, Fakes, Pairs, RealData
 from align.training.straight_through import StraightThrough
 from align.types import SamplingConfig
 from recipes import study, train
-from recipes.config import CONF, compose, options
+from recipes.choices import CONF, options
+from recipes.config import compose
 from recipes.parts import make_objective
 from recipes.supplies import (
     PAIRS_FILE,

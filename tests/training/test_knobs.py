@@ -22,7 +22,8 @@ from transformers import TrainingArguments
 
 from align.generators import LlamaGen
 from align.training.trainer import AlignTrainer
-from recipes.config import CONF, compose
+from recipes.choices import CONF
+from recipes.config import compose
 from recipes.parts import make_objective, tokenizer_hash
 from recipes.supplies import make_supplies
 from recipes.train import OURS
