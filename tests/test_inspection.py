@@ -429,6 +429,7 @@ def test_modules_without_numbers_have_their_names_and_shapes() -> None:
     assert torch.ones(2).device.type == "cpu"
 
 
+@pytest.mark.slow
 def test_inspection_imports_nothing_slow(tmp_path: Path) -> None:
     """Each of these costs a second or more, of the three that there are."""
     torch.save({"model": dict(tiny_llamagen().state_dict())}, tmp_path / "t.pt")

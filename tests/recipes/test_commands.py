@@ -131,6 +131,7 @@ def test_a_study_compares_arms_on_paired_seeds() -> None:
     assert Path("study/cca-seed2/generator.pt").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_sample_eval_sweep_report_and_zoo(capsys: pytest.CaptureFixture[str]) -> None:
     run("sample", "labels=[3,1,4]", "output_dir=drawn", "sampling.guidance_scale=2")
     assert Image.open("drawn/samples.png").size == (10 * 30 - 2, 28)
@@ -184,6 +185,7 @@ def test_a_training_run_is_not_taken_for_evaluations(capsys: pytest.CaptureFixtu
     assert Path("run/run.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_its_own_settings_only(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", "experiment=mnist/sft", "evaluation=none", "output_dir=run", *SHORT]
     run(*arguments)

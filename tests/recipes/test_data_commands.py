@@ -217,6 +217,7 @@ def test_cca_trains_on_shards_and_refuses_what_does_not_fit(capsys: pytest.Captu
     assert "make it again with this one" in error
 
 
+@pytest.mark.slow
 def test_codes_of_another_size_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """As those of 384 px for a generator of 256 px, and the other way round."""
     image_folder(Path("images"), classes=1)

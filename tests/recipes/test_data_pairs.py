@@ -79,6 +79,7 @@ def test_pairs_are_the_best_and_worst_of_what_the_generator_draws(capsys: pytest
     assert torch.equal(winners.labels_N, pairs.labels_N)
 
 
+@pytest.mark.slow
 def test_the_margin_drops_pairs_and_none_left_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     run("pairs", *FEW)
     spread = PreferencePairs.load("runs/pairs/pairs.safetensors")

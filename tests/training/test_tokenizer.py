@@ -34,6 +34,7 @@ def stripes() -> torch.Tensor:
 SETTINGS = {"batch_size": 8, "learning_rate": 5e-3, "revive_every": 10}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_it_learns(sizes: VQConfig | MultiscaleVQConfig) -> None:
     losses: list[float] = []
@@ -52,6 +53,7 @@ def test_it_learns(sizes: VQConfig | MultiscaleVQConfig) -> None:
         assert all(len(part.unique()) > 1 for part in parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_it_is_deterministic(sizes: VQConfig | MultiscaleVQConfig) -> None:
     tokenizers = []
