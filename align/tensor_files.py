@@ -26,6 +26,17 @@ from align.files import write_atomically, write_text
 # Infinity's tokenizer; the last three are VAR's, Infinity's and CCA's training files.
 WRAPPERS = ("model", "module", "state_dict", "vae", "trainer/var_wo_ddp", "trainer/gpt_fsdp", "trainer")
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
+_SAFETENSORS_DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "I16": torch.int16,
+        "I8": torch.int8,
+        "U8": torch.uint8,
+        "BOOL": torch.bool,
+    },
+}
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -253,11 +264,33 @@ def _unwrap(content: Any, wrapper: str) -> Mapping[Any, Any] | None:
 def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            mapped = _map_safetensors(path)
+            tensors = {name: mapped[name] if name in mapped else file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
     except (SafetensorError, ValueError, OSError) as error:
         if isinstance(error, PermissionError):
             raise
         raise ValueError(f"{path} is not a whole safetensors file ({error}); download or copy it again") from error
+
+
+def _map_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that is known to be whole, of torch's common dtypes, where they are aligned.
+
+    get_tensor would read a page of each, and the system megabytes around it: 1.4 s of a 3 GB file that nobody has read yet.
+    """
+    with path.open("rb") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header: dict[str, Any] = json.loads(handle.read(length))
+    storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+    found = {}
+    for name, entry in header.items():
+        dtype = _SAFETENSORS_DTYPES.get(entry.get("dtype"))
+        if name == "__metadata__" or dtype is None:
+            continue
+        start, end = (8 + length + offset for offset in entry["data_offsets"])
+        if start % dtype.itemsize == 0:
+            found[name] = torch.empty(0, dtype=dtype).set_(storage[start:end], 0, entry["shape"])
+    return found
 
 
 def _load_torch(path: Path) -> Any:

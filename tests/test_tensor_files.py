@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_llamagen
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from align import load_generator
@@ -86,6 +86,33 @@ def test_safetensors_come_back_byte_for_byte(tmp_path: Path) -> None:
     save_file(dict(state(torch.bfloat16)), tmp_path / "in.safetensors", {"format": "pt"})
     load(tmp_path / "in.safetensors").save_published(tmp_path / "out.safetensors")
     assert (tmp_path / "in.safetensors").read_bytes() == (tmp_path / "out.safetensors").read_bytes()
+
+
+def test_safetensors_are_what_their_own_package_reads(tmp_path: Path) -> None:
+    """Of every dtype, empty ones and scalars, those that are not mapped (float8), and behind a header of odd length."""
+    stream = torch.Generator().manual_seed(0)
+    numbers = torch.randn(3, 5, generator=stream) * 50
+    dtypes = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "float8_e4m3fn")
+    tensors = {name: numbers.to(getattr(torch, name)) for name in dtypes}
+    tensors |= {"bool": numbers > 0, "empty": torch.zeros(0, 4), "scalar": torch.tensor(2.5)}
+    save_file(tensors, tmp_path / "in.safetensors")
+    whole = (tmp_path / "in.safetensors").read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    odd = (length + 1).to_bytes(8, "little") + whole[8 : 8 + length] + b" " + whole[8 + length :]
+    (tmp_path / "odd.safetensors").write_bytes(odd)
+    for name in ("in", "odd"):
+        found = read_tensors(tmp_path / f"{name}.safetensors").tensors
+        expected = load_file(tmp_path / f"{name}.safetensors")
+        assert {key: value.dtype for key, value in found.items()} == {
+            key: value.dtype for key, value in expected.items()
+        }
+        for key, value in expected.items():
+            assert found[key].shape == value.shape
+            assert (
+                torch.equal(found[key].contiguous().view(torch.uint8), value.contiguous().view(torch.uint8))
+                if value.dim()
+                else found[key] == value
+            )
 
 
 def shard(folder: Path, suffix: str) -> None:
