@@ -289,7 +289,7 @@ def _map_safetensors(path: Path) -> dict[str, Tensor]:
             continue
         start, end = (8 + length + offset for offset in entry["data_offsets"])
         if start % dtype.itemsize == 0:
-            found[name] = torch.empty(0, dtype=dtype).set_(storage[start:end], 0, entry["shape"])
+            found[name] = torch.empty(0, dtype=dtype).set_(storage[start:end]).view(entry["shape"])
     return found
 
 
