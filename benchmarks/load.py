@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 import torch
+from true_size import published_sizes
 
-from align.generators import LlamaGen, LlamaGenConfig
-from align.generators.llamagen import PUBLISHED
+from align.checkpoints import empty_generator
 
 LIMIT = 1.2
 CHILD = """
@@ -34,15 +34,8 @@ print(json.dumps({"imports": before, "seconds": seconds, "loaded": loaded, "read
 
 
 def make_file(path: Path) -> None:
-    dim = next(dim for dim, (name, *_) in PUBLISHED.items() if name == "3B")
-    _, layers, heads = PUBLISHED[dim]
-    config = LlamaGenConfig(
-        dim=dim, num_layers=layers, num_heads=heads, hidden_dim=LlamaGenConfig.hidden(dim), vocab_size=16384,
-        grid=(24, 24), num_classes=1000,
-    )  # fmt: skip
-    with torch.device("meta"):
-        generator = LlamaGen(config)
-    generator.to_empty(device="cpu")
+    sizes = published_sizes("llamagen", {"size": "3B", "config": {"grid": [24, 24]}})
+    generator = empty_generator("llamagen", sizes).to_empty(device="cpu")
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.fill_(0.01)  # numbers do not matter, that they are written does

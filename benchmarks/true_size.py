@@ -8,7 +8,7 @@ Files of the published sizes and forms are made with random weights, then loaded
 would be, on random codes, images and captions. A step is of two micro-batches; what the published batch takes is
 computed from it. The limit is the rate of a large matrix product, measured in the same run, at the operations that
 torch counts in a step: 1.0 would be a step of nothing but such products. Peak memory is that of the GPU, or of the
-whole process on a CPU. Times of sampling are of the plain sampler without guidance.
+whole process on a CPU, which has made the files, too. Sampling is plain, without guidance; VA-pi goes without LPIPS.
 """
 
 from __future__ import annotations
@@ -59,13 +59,21 @@ ROWS = 4096  # codes and pairs to draw from
 CAPTIONS = [f"a photo of {count} things" for count in range(16)]
 
 
+def read_recipe(recipe: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Its file, and what it chooses of each group."""
+    experiment: dict[str, Any] = yaml.safe_load((CONF / "experiment" / f"{recipe}.yaml").read_text())
+    return experiment, {
+        key.removeprefix("override /"): v for entry in experiment["defaults"] for key, v in entry.items()
+    }
+
+
 def make_files(recipe: str, folder: Path) -> list[str]:
     """Random weights and data of the recipe's family and size; the settings that name them."""
-    experiment: dict[str, Any] = yaml.safe_load((CONF / "experiment" / f"{recipe}.yaml").read_text())
-    chosen = {key.removeprefix("override /"): value for entry in experiment["defaults"] for key, value in entry.items()}
+    experiment, chosen = read_recipe(recipe)
     family = chosen["generator"]
     if family == "janus":
-        settings = [f"generator.checkpoint={make_janus(folder / 'janus')}"]
+        made = make_janus(folder / "janus", published_sizes(family, experiment["generator"]))
+        settings = [f"generator.checkpoint={made}"]
         classes, length, codes, digest = None, 576, 16384, ""
     else:
         generator, tokenizer = make_models(family, experiment["generator"])
@@ -102,47 +110,47 @@ def make_files(recipe: str, folder: Path) -> list[str]:
     return settings
 
 
+def published_sizes(family: str, section: dict[str, Any]) -> LlamaGenConfig | VARConfig | JanusConfig:
+    """Of the published model that a recipe's `generator:` section is for."""
+    size, config = section["size"], section.get("config", {})
+    if family == "janus":
+        language = {
+            "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
+            "num_attention_heads": 16, "num_key_value_heads": 16, "max_position_embeddings": 16384,
+        }  # fmt: skip
+        return JanusConfig(
+            language, vocab_size=16384, codebook_dim=8, aligner_layers=2, head_width=2048, grid=(24, 24),
+            key_layout=ORIGINAL,
+        )  # fmt: skip
+    if family == "var":
+        depth = int(size.removeprefix("d"))
+        return VARConfig(
+            dim=64 * depth, num_layers=depth, num_heads=depth, hidden_dim=256 * depth, vocab_size=4096, codebook_dim=32,
+            num_classes=1000, patch_nums=tuple(config["patch_nums"]), l2_norm=True, shared_adaln=False,
+        )  # fmt: skip
+    dim, (_, layers, heads) = next((dim, row) for dim, row in PUBLISHED.items() if row[0] == size)
+    condition = {"num_classes": 1000} if family == "llamagen" else {"caption_tokens": 120, "caption_dim": 2048}
+    return LlamaGenConfig(
+        dim=dim, num_layers=layers, num_heads=heads, hidden_dim=LlamaGenConfig.hidden(dim), vocab_size=16384,
+        grid=tuple(config["grid"]), **condition,
+    )  # fmt: skip
+
+
 def make_models(
     family: str, section: dict[str, Any]
 ) -> tuple[PublishedGenerator[Any], VQTokenizer | MultiscaleVQTokenizer]:
-    size = section["size"]
+    sizes = published_sizes(family, section)
     torch.manual_seed(0)
     with torch.device(DEVICE):
-        if family == "var":
-            depth = int(size.removeprefix("d"))
-            width, scales = 64 * depth, tuple(section["config"]["patch_nums"])
-            sizes = VARConfig(
-                dim=width, num_layers=depth, num_heads=depth, hidden_dim=4 * width, vocab_size=4096, codebook_dim=32,
-                num_classes=1000, patch_nums=scales, l2_norm=True, shared_adaln=False,
-            )  # fmt: skip
-            multiscale = MultiscaleVQTokenizer(MultiscaleVQConfig(patch_nums=scales))
+        if isinstance(sizes, VARConfig):
+            multiscale = MultiscaleVQTokenizer(MultiscaleVQConfig(patch_nums=sizes.patch_nums))
             return _spread(VAR(sizes, multiscale)), multiscale.cpu()
-        dim = next(dim for dim, (name, *_) in PUBLISHED.items() if name == size)
-        _, layers, heads = PUBLISHED[dim]
-        condition = {"num_classes": 1000} if family == "llamagen" else {"caption_tokens": 120, "caption_dim": 2048}
-        llama = LlamaGenConfig(
-            dim=dim, num_layers=layers, num_heads=heads, hidden_dim=LlamaGenConfig.hidden(dim), vocab_size=16384,
-            grid=tuple(section["config"]["grid"]), **condition,
-        )  # fmt: skip
         tokenizer = VQTokenizer(VQConfig())
-        return _spread((LlamaGen if family == "llamagen" else LlamaGenT2I)(llama)), tokenizer.cpu()
+        return _spread((LlamaGen if family == "llamagen" else LlamaGenT2I)(sizes)), tokenizer.cpu()
 
 
-def make_janus(folder: Path) -> Path:
-    """Janus-Pro-1B in its authors' layout, without what only understands images; prompts are read byte by byte."""
-    language = {
-        "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
-        "num_attention_heads": 16, "num_key_value_heads": 16, "max_position_embeddings": 16384,
-    }  # fmt: skip
-    sizes = JanusConfig(
-        language,
-        vocab_size=16384,
-        codebook_dim=8,
-        aligner_layers=2,
-        head_width=2048,
-        grid=(24, 24),
-        key_layout=ORIGINAL,
-    )
+def make_janus(folder: Path, sizes: JanusConfig) -> Path:
+    """Janus-Pro in its authors' layout, without what only understands images; prompts are read byte by byte."""
     torch.manual_seed(0)
     weights = {}
     for name, shape in sizes.shapes().items():
@@ -150,14 +158,11 @@ def make_janus(folder: Path) -> Path:
     weights |= {f"gen_vision_model.{name}": tensor for name, tensor in VQTokenizer(VQConfig()).state_dict().items()}
     folder.mkdir()
     torch.save(weights, folder / "pytorch_model.bin")
-    write_text(folder / "config.json", json.dumps({"model_type": "multi_modality", "language_config": language}))
+    settings = {"model_type": "multi_modality", "language_config": sizes.language}
+    write_text(folder / "config.json", json.dumps(settings))
     marks = [
-        "<｜begin▁of▁sentence｜>",
-        "<｜end▁of▁sentence｜>",
-        "<｜▁pad▁｜>",
-        "<begin_of_image>",
-        "<|User|>",
-        "<|Assistant|>",
+        *("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"),
+        *("<|User|>", "<|Assistant|>"),
     ]
     words = [*marks, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     text = Tokenizer(models.BPE(vocab={word: index for index, word in enumerate(words)}, merges=[]))
@@ -229,11 +234,8 @@ def watching() -> Iterator[None]:
 
 def measure(recipe: str, overrides: list[str], folder: Path, steps: int, images: int) -> dict[str, Any]:
     files = make_files(recipe, folder)
-    overrides = [*overrides, "trainer.global_batch_size=null"]
-    given = " ".join(overrides)
-    if "gradient_accumulation_steps" not in given:
-        overrides.append("trainer.gradient_accumulation_steps=2")
-    published = compose("train", [f"experiment={recipe}", *files]).trainer.global_batch_size
+    overrides = [*overrides, "trainer.global_batch_size=null", "trainer.gradient_accumulation_steps=2"]
+    published = compose("train", [f"experiment={recipe}", *files]).trainer
     short = [f"trainer.max_steps={steps}", "trainer.sample_every=0", "trainer.save_steps=1000000", "preflight=false"]
     config = compose("train", [f"experiment={recipe}", f"output_dir={folder / 'run'}", *files, *overrides, *short])
     check_recipe(config)
@@ -244,11 +246,12 @@ def measure(recipe: str, overrides: list[str], folder: Path, steps: int, images:
     synchronize()
     load = time.perf_counter() - start
     conditions = [CAPTIONS[0]] * images if generator.num_classes is None else list(range(images))
-    start = time.perf_counter()
+    sampled: dict[str, Any] = {}
     if images:
+        start = time.perf_counter()
         generator.decode(sample(generator, generator.encode_condition(conditions), SamplingConfig()).tokens_BL)
         synchronize()
-    sampling = time.perf_counter() - start
+        sampled = {"images_sampled": images, "sample_seconds": round(time.perf_counter() - start, 1)}
     (folder / "run").mkdir()
     with watching():
         train_generator(
@@ -267,25 +270,17 @@ def measure(recipe: str, overrides: list[str], folder: Path, steps: int, images:
     floor = Watch.flops / matmul_rate()
     return {
         "parameters": sum(p.numel() for p in generator.parameters()),
-        "file_gb": round(
-            Path(config.generator.checkpoint, "pytorch_model.bin" if config.generator.name == "janus" else "")
-            .stat()
-            .st_size
-            / 1e9,
-            2,
-        ),
         "rows_of_a_micro_batch": config.trainer.per_device_train_batch_size,
         "rows_of_a_step": rows,
         "load_seconds": round(load, 1),
-        "sample_seconds": round(sampling, 1),
-        "images_sampled": images,
+        **sampled,
         "step_seconds": round(step, 3),
         "flops_of_a_step": Watch.flops,
         "share_of_matmul_rate": round(floor / step, 3),
         "peak_gb": round(peak_bytes() / 1e9, 1),
-        "published_rows_of_a_step": published,
-        "published_step_seconds": round(step * published / rows, 2),
-        "published_steps": compose("train", [f"experiment={recipe}", *files]).trainer.max_steps,
+        "published_rows_of_a_step": published.global_batch_size,
+        "published_step_seconds": round(step * published.global_batch_size / rows, 2),
+        "published_steps": published.max_steps,
     }
 
 
@@ -350,7 +345,7 @@ def main() -> None:
     row: dict[str, Any] = {"overrides": overrides}
     try:
         row |= measure(recipes[0], overrides, folder, arguments.steps, arguments.images)
-    except Exception as error:  # what does not run at true size is a result, too
+    except torch.OutOfMemoryError as error:  # what does not fit is a result, too
         row["failed"] = str(error).split(". ")[0]
     finally:
         shutil.rmtree(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -20,6 +21,7 @@ from recipes.config import compose
 from recipes.exports import find_export
 from recipes.supplies import check_recipe
 
+ROOT = Path(__file__).parents[2]
 PUBLISHED = [name for name in options("experiment") if name.split("/")[0] in ("llamagen", "var", "janus")]
 # what each file's header has to say
 SAID = ("published:", "files:", "8 GPUs:", "1 GPU:", "memory:", "time:")
@@ -27,7 +29,7 @@ SAID = ("published:", "files:", "8 GPUs:", "1 GPU:", "memory:", "time:")
 
 def header(name: str) -> str:
     lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
-    return " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+    return " ".join(" ".join(line.removeprefix("#").split()) for line in lines if line.startswith("#"))
 
 
 def files_of(name: str) -> list[str]:
@@ -67,6 +69,27 @@ def test_the_commands_of_the_header_compose(name: str, world: int, monkeypatch: 
         # the released schedule: 2 % warm-up, full rate to 5 %, then down to the end
         assert trainer.warmup_steps == 0.02 * trainer.max_steps
         assert trainer.lr_scheduler_kwargs.num_decay_steps == 0.95 * trainer.max_steps
+
+
+@pytest.mark.slow
+def test_the_costs_in_the_headers_are_the_recorded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measured where they were, and else what benchmarks/estimate.py makes of it."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    estimate = importlib.import_module("estimate")
+    results = json.loads((ROOT / "benchmarks" / "results" / "true-size-h100.json").read_text())
+    guesses = estimate.estimates(results)
+    assert set(guesses) == set(PUBLISHED)
+    for name, (memory, seconds) in guesses.items():
+        row, text = results["recipes"].get(name, {}), header(name)
+        memory, seconds = row.get("peak_gb", memory), row.get("published_step_seconds", seconds)
+        kind = "measured on an H100" if "peak_gb" in row else "estimated, not measured"
+        assert memory is None or (f"memory: {memory:.0f} GB" in text and kind in text), name
+        if seconds is None:
+            assert "time: not measured" in text, name
+            continue
+        hours = seconds * estimate.read(name).steps / 3600
+        told = f"{60 * hours:.0f} minutes" if hours < 1 else f"{hours:.1f} h" if hours < 9.95 else f"{hours:.0f} h"
+        assert f"time: {told} on one H100" in text or f"time: at least {told} on one H100" in text, (name, told)
 
 
 def test_no_family_lacks_its_recipes() -> None:
