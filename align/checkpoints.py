@@ -34,6 +34,7 @@ from align.generators.published import describe
 from align.shapes import shapes_only
 from align.tensor_files import TensorFile, read_tensors, save_tensors
 from align.tokenizers import (
+    SIGNS,
     BSQConfig,
     BSQTokenizer,
     MultiscaleVQConfig,
@@ -202,9 +203,9 @@ def _make_tokenizer(
     tokenizer: Tokenizer
     try:
         with shapes_only():
-            if "encoder.conv_in.conv.weight" in file.tensors:
+            if SIGNS["bsq"] in file.tensors:
                 tokenizer = BSQTokenizer(BSQConfig.infer(file.tensors, scales=scales))
-            elif "encoder.down.0.block.0.conv1.weight" in file.tensors:
+            elif SIGNS["multiscale-vq"] in file.tensors:
                 tokenizer = MultiscaleVQTokenizer(MultiscaleVQConfig.infer(file.tensors, patch_nums=patch_nums))
             else:
                 tokenizer = VQTokenizer(VQConfig.infer(file.tensors))

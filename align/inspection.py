@@ -31,6 +31,7 @@ from align.generators.llamagen import PUBLISHED as LLAMAGEN_SIZES
 from align.shapes import shapes_only
 from align.tensor_files import TensorFile, read_tensors
 from align.tokenizers import (
+    SIGNS,
     BSQConfig,
     BSQTokenizer,
     MultiscaleVQConfig,
@@ -106,11 +107,7 @@ def identify(path: Path | str) -> dict[str, Any]:
 def _describe(file: TensorFile) -> dict[str, Any]:
     if (family := family_of(file)) is not None:
         return _generator(family, file)
-    for kind, sign in (
-        ("vq", "encoder.conv_blocks.0.res.0.conv1.weight"),
-        ("multiscale-vq", "encoder.down.0.block.0.conv1.weight"),
-        ("bsq", "encoder.conv_in.conv.weight"),
-    ):
+    for kind, sign in SIGNS.items():
         if sign in file.tensors:
             return _tokenizer(kind, file)
     if all("lora_" in name for name in file.tensors):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,11 @@ class Generator(nn.Module, ABC):
     gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
 
     @abstractmethod
-    def encode_condition(self, raw: Sequence[Any] | Tensor) -> Condition:
-        """Class ids or prompts to a condition on the generator's device. Raises ValueError for what it does not know."""
+    def encode_condition(self, raw: Any) -> Condition:
+        """Class ids, prompts, or what else a family reads, to a condition on the generator's device.
+
+        Raises ValueError for what it does not know.
+        """
 
     @abstractmethod
     def null_condition(self, like: Condition) -> Condition:

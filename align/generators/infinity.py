@@ -106,7 +106,7 @@ class Infinity(CaptionConditional[BSQTokenizer]):
     def caption_shape(self) -> tuple[int, int]:
         return self.sizes.text_tokens, self.sizes.text_dim
 
-    def encode_condition(self, raw: Sequence[str] | CaptionFeatures) -> Condition:  # type: ignore[override]
+    def encode_condition(self, raw: Sequence[str] | CaptionFeatures) -> Condition:
         """Captions, or the features of captions as a text encoder gives them. Padding that no row needs is left out.
 
         Raises:

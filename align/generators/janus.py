@@ -54,7 +54,7 @@ class Janus(PublishedGenerator[VQTokenizer]):
 
     # --- conditions
 
-    def encode_condition(self, raw: Sequence[str] | Mapping[str, Tensor]) -> Condition:  # type: ignore[override]
+    def encode_condition(self, raw: Sequence[str] | Mapping[str, Tensor]) -> Condition:
         """Prompts, or their ids with what belongs to the image prompt around them, as {"ids": [B, T], "mask": [B, T]}.
 
         Raises:

@@ -31,7 +31,7 @@ class LlamaGenT2I(CaptionConditional[VQTokenizer], LlamaGenDecoder):
     def caption_shape(self) -> tuple[int, int]:
         return self.sizes.caption_tokens, self.sizes.caption_dim
 
-    def encode_condition(self, raw: Sequence[str] | CaptionFeatures) -> Condition:  # type: ignore[override]
+    def encode_condition(self, raw: Sequence[str] | CaptionFeatures) -> Condition:
         """Captions, or the features of captions as a text encoder gives them.
 
         Raises:

@@ -2,6 +2,15 @@
 
 from align.tokenizers.bsq import BSQConfig, BSQTokenizer
 from align.tokenizers.multiscale_vq import MultiscaleVQConfig, MultiscaleVQTokenizer
+from align.tokenizers.signs import SIGNS
 from align.tokenizers.vq import VQConfig, VQTokenizer
 
-__all__ = ["BSQConfig", "BSQTokenizer", "MultiscaleVQConfig", "MultiscaleVQTokenizer", "VQConfig", "VQTokenizer"]
+__all__ = [
+    "SIGNS",
+    "BSQConfig",
+    "BSQTokenizer",
+    "MultiscaleVQConfig",
+    "MultiscaleVQTokenizer",
+    "VQConfig",
+    "VQTokenizer",
+]
