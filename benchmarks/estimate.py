@@ -107,12 +107,16 @@ def estimates(results: dict[str, Any]) -> dict[str, tuple[float | None, float | 
 def main() -> None:
     results = json.loads(Path(sys.argv[1]).read_text())
     print(f"{'recipe':<22}{'GB':>6}{'measured':>10}{'s a batch':>12}{'measured':>10}{'hours':>8}")
+    worst = 0.0
     for name, (memory, seconds) in estimates(results).items():
         row = results["recipes"].get(name, {})
+        if "peak_gb" in row and read(name).objective == "cca":
+            worst = max(worst, abs(memory / row["peak_gb"] - 1), abs(seconds / row["published_step_seconds"] - 1))
         hours = None if seconds is None else seconds * read(name).steps / 3600
         cells = [memory, row.get("peak_gb"), seconds, row.get("published_step_seconds"), hours]
         texts = ["" if cell is None else f"{cell:.1f}" for cell in cells]
         print(f"{name:<22}{texts[0]:>6}{texts[1]:>10}{texts[2]:>12}{texts[3]:>10}{texts[4]:>8}")
+    print(f"furthest from a measured CCA recipe: {worst:.0%}")
 
 
 if __name__ == "__main__":
