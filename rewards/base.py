@@ -98,7 +98,7 @@ class Reward:
     """A reward with the name it is logged under and its weight in the sum; weight 0 is scored and logged only."""
 
     name: str
-    function: RewardFunction
+    function: RewardFunction | DistributionReward
     weight: float = 1.0
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from rewards.base import RewardFunction
+from rewards.base import DistributionReward, RewardFunction, kind_of
 
 GROUP = "align.rewards"
 BUILT_IN = (
@@ -27,26 +27,47 @@ def known_rewards() -> list[str]:
     return sorted(_registered())
 
 
-def load_reward(name: str, **kwargs: Any) -> RewardFunction:
-    """The function of a reward, with its settings bound.
+def load_reward(name: str, **kwargs: Any) -> RewardFunction | DistributionReward:
+    """A reward with its settings: the function with its keywords bound, or an object of the class.
 
     Args:
         name: a built-in; the name of an entry point of the group `align.rewards` in any installed package; or
             `path/to/file.py:function`. The file is run each time that a reward is loaded from it.
-        kwargs: the function's own keywords after images and conditions, bound to it as functools.partial does.
+        kwargs: a function's own keywords after images and conditions, bound to it as functools.partial does; of a class
+            the keywords that it is made with.
 
     Raises:
-        ValueError: an unknown name, a file or package that does not import or lacks the function, or keywords that do
-            not fit the function.
+        ValueError: an unknown name, a file or package that does not import or lacks the function, keywords that do
+            not fit the function, or what the class itself refuses.
+    """
+    found = find_reward(name)
+    if inspect.isclass(found):
+        _check_signature(name, found, (), kwargs)
+        made: Any = found(**kwargs)
+        if kind_of(made) != "distribution":
+            _check_callable(name, made)
+            _check_signature(name, made, (None, None), {})
+        return made
+    _check_callable(name, found)
+    _check_signature(name, found, (None, None), kwargs)
+    return functools.partial(found, **kwargs) if kwargs else found
+
+
+def find_reward(name: str) -> Any:
+    """What a name stands for, a function or a class, without its settings.
+
+    Raises:
+        ValueError: an unknown name, or a file or package that does not import or lacks it.
     """
     path, _, attribute = name.rpartition(":")
-    function = _from_file(Path(path), attribute) if path.endswith(".py") else _from_registry(name)
-    if not callable(function):
+    return _from_file(Path(path), attribute) if path.endswith(".py") else _from_registry(name)
+
+
+def _check_callable(name: str, found: Any) -> None:
+    if not callable(found):
         raise ValueError(
-            f"reward {name!r} is of type {type(function).__name__}; a function of images and conditions is needed"
+            f"reward {name!r} is of type {type(found).__name__}; a function of images and conditions is needed"
         )
-    _check_signature(name, function, kwargs)
-    return functools.partial(function, **kwargs) if kwargs else function
 
 
 def _registered() -> dict[str, list[EntryPoint]]:
@@ -105,15 +126,15 @@ def _from_file(path: Path, attribute: str) -> Any:
     return getattr(module, attribute)
 
 
-def _check_signature(name: str, function: Callable[..., Any], kwargs: dict[str, Any]) -> None:
+def _check_signature(name: str, called: Callable[..., Any], given: tuple[None, ...], kwargs: dict[str, Any]) -> None:
     """A mistyped or missing setting is answered now, not after the first images."""
     try:
-        signature = inspect.signature(function)
+        signature = inspect.signature(called)
     except ValueError:
         return  # some compiled functions do not tell theirs
     try:
-        signature.bind(None, None, **kwargs)
+        signature.bind(*given, **kwargs)
     except TypeError as error:
-        raise ValueError(
-            f"reward {name!r} cannot be called as function(images, conditions{''.join(f', {key}=...' for key in kwargs)}): {error}; it takes {signature}"
-        ) from error
+        shown = ", ".join([*("images", "conditions")[: len(given)], *(f"{key}=..." for key in kwargs)])
+        what = "function" if given else "class"
+        raise ValueError(f"reward {name!r} cannot be called as {what}({shown}): {error}; it takes {signature}") from error
