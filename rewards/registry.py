@@ -18,6 +18,8 @@ from rewards.base import DistributionReward, RewardFunction, kind_of
 GROUP = "align.rewards"
 BUILT_IN = (
     EntryPoint("classifier-log-prob", "rewards.builtin.classifier:classifier_log_prob", GROUP),
+    EntryPoint("loo-fid", "rewards.builtin.frechet:LeaveOneOutFrechet", GROUP),
+    EntryPoint("image-reward", "rewards.builtin.image_reward:ImageReward", GROUP),
     EntryPoint("jpeg-compressibility", "rewards.builtin.jpeg:jpeg_compressibility", GROUP),
 )
 
