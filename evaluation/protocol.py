@@ -43,13 +43,44 @@ class Extractor(typing.Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
-    """Real images as one extractor sees them.
+class ReferenceMoments:
+    """Mean and covariance of real images as one extractor sees them: all that a Fréchet distance needs.
 
     Attributes:
         name: which images, for example "mnist5k".
         extractor_fingerprint: of the extractor that made the features.
         mu, sigma: float64 [D] and [D, D], mean and unbiased covariance of the features.
+        n: the number of images.
+    """
+
+    name: str
+    extractor_fingerprint: str
+    mu: NDArray[np.float64]
+    sigma: NDArray[np.float64]
+    n: int
+
+    def save(self, path: str | Path) -> None:
+        """Write an npz file, atomically; its `mu` and `sigma` go by the names that other FID tools read."""
+        _write_npz(path, **_moment_arrays(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ReferenceMoments":
+        """Read a file that `save` of this class or of `Reference` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not an npz file, damaged, entries missing, or arrays that do not fit together.
+        """
+        arrays = _read_npz(path, ("mu", "sigma", "n", "name", "fingerprint"))
+        return cls(str(arrays["name"]), str(arrays["fingerprint"]), arrays["mu"], arrays["sigma"], int(arrays["n"]))
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Real images as one extractor sees them.
+
+    Attributes:
+        name, extractor_fingerprint, mu, sigma: as of `ReferenceMoments`.
         features: float32 [M, D].
     """
 
@@ -64,19 +95,14 @@ class Reference:
         """M, the number of real images."""
         return len(self.features)
 
+    @property
+    def moments(self) -> ReferenceMoments:
+        """Without the features, a file of a few kilobytes."""
+        return ReferenceMoments(self.name, self.extractor_fingerprint, self.mu, self.sigma, self.n)
+
     def save(self, path: str | Path) -> None:
         """Write an npz file, atomically; its `mu` and `sigma` go by the names that other FID tools read."""
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            mu=self.mu,
-            sigma=self.sigma,
-            features=self.features,
-            n=np.int64(self.n),
-            name=np.str_(self.name),
-            fingerprint=np.str_(self.extractor_fingerprint),
-        )
-        write_atomically(path, buffer.getvalue())
+        _write_npz(path, features=self.features, **_moment_arrays(self.moments))
 
     @classmethod
     def load(cls, path: str | Path) -> "Reference":
@@ -86,33 +112,50 @@ class Reference:
             FileNotFoundError: no such file.
             ValueError: not an npz file, damaged, entries missing, or arrays that do not fit together.
         """
-        try:
-            arrays = _read_npz(path)
-        except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{path} is no reference: not a readable npz file ({error}); make it again") from error
-        missing = {"mu", "sigma", "features", "n", "name", "fingerprint"} - arrays.keys()
-        if missing:
-            raise ValueError(
-                f"{path} is no reference: entries {sorted(missing)} are missing, found {sorted(arrays)}; "
-                "make one with make_reference"
-            )
-        mu_D, sigma_DD, features_MD = arrays["mu"], arrays["sigma"], arrays["features"]
-        shapes = [list(array.shape) for array in (mu_D, sigma_DD, features_MD)]
-        n, dim = int(arrays["n"]), mu_D.size
-        if shapes != [[dim], [dim, dim], [n, dim]]:
-            raise ValueError(
-                f"{path} is a damaged reference: mu, sigma, features have shapes {shapes}, "
-                f"expected {[[dim], [dim, dim], [n, dim]]}; make it again"
-            )
-        return cls(str(arrays["name"]), str(arrays["fingerprint"]), mu_D, sigma_DD, features_MD)
+        arrays = _read_npz(path, ("mu", "sigma", "features", "n", "name", "fingerprint"))
+        return cls(str(arrays["name"]), str(arrays["fingerprint"]), arrays["mu"], arrays["sigma"], arrays["features"])
 
 
-def _read_npz(path: str | Path) -> dict[str, NDArray[typing.Any]]:
-    with Path(path).open("rb") as file:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("it holds a single array")
-        return dict(archive)
+def _moment_arrays(moments: ReferenceMoments) -> dict[str, NDArray[typing.Any]]:
+    return {
+        "mu": moments.mu,
+        "sigma": moments.sigma,
+        "n": np.asarray(moments.n, np.int64),
+        "name": np.asarray(moments.name),
+        "fingerprint": np.asarray(moments.extractor_fingerprint),
+    }
+
+
+def _write_npz(path: str | Path, **arrays: typing.Any) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomically(path, buffer.getvalue())
+
+
+def _read_npz(path: str | Path, needed: tuple[str, ...]) -> dict[str, NDArray[typing.Any]]:
+    """The arrays of a reference's file, as they were written."""
+    try:
+        with Path(path).open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it holds a single array")
+            arrays = dict(archive)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is no reference: not a readable npz file ({error}); make it again") from error
+    if missing := set(needed) - arrays.keys():
+        raise ValueError(
+            f"{path} is no reference: entries {sorted(missing)} are missing, found {sorted(arrays)}; "
+            "make one with make_reference"
+        )
+    dim, n = arrays["mu"].size, int(arrays["n"])
+    expected = {"mu": [dim], "sigma": [dim, dim], "features": [n, dim]}
+    shapes = {name: list(arrays[name].shape) for name in expected if name in needed}
+    if any(shape != expected[name] for name, shape in shapes.items()):
+        raise ValueError(
+            f"{path} is a damaged reference: {', '.join(shapes)} have shapes {list(shapes.values())}, "
+            f"expected {[expected[name] for name in shapes]}; make it again"
+        )
+    return arrays
 
 
 def make_reference(extractor: Extractor, images_MHW3: Tensor, *, name: str, batch_size: int = 250) -> Reference:

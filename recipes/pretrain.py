@@ -27,7 +27,7 @@ from align.progress import progress_bar
 from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
 from align.training.sources import RealData
 from align.training.tokenizer import train_tokenizer
-from evaluation.classifier import save_classifier
+from evaluation.classifier import load_classifier, save_classifier
 from evaluation.protocol import Evaluator, make_reference, self_check
 from evaluation.report import write_report
 from evaluation.results import ResultRow, read_results
@@ -46,6 +46,7 @@ FILES = {
     "codes": "train_codes.safetensors",
 }
 EVALUATOR, REFERENCE, REWARD = "evaluator.safetensors", "reference.npz", "reward_classifier.safetensors"
+REWARD_REFERENCE = "reward_reference.npz"
 # the judge, and another of other shape and seed that is kept for rewards: what is optimised never judges itself
 CLASSIFIERS = {EVALUATOR: ("conv3x3", 0), REWARD: ("strided5x5", 1)}
 Tokenizer = VQTokenizer | MultiscaleVQTokenizer
@@ -74,11 +75,12 @@ def main(overrides: list[str]) -> None:
         ]
         more = Codes(torch.cat([codes.tokens_NL, *copies]), train.labels_N.repeat(1 + len(copies)), codes.tokenizer)
         generator = _generator(config.generator, more, tokenizer, config.seed, run.folder)
-    judged: dict[str, Any] = {"reward": config.judge, "protocol": config.judge}
+    judged: dict[str, Any] = {"reward": config.judge, "reward_reference": config.judge, "protocol": config.judge}
     if config.judge is None:
         with Stage("classifiers", facts):
             _classifiers(config.classifiers, train, held_out, run.folder, facts)
-        judged["reward"] = REWARD
+        save_reward_reference(run.folder, train.images_NHWC)
+        judged |= {"reward": REWARD, "reward_reference": REWARD_REFERENCE}
         judged["protocol"] = {"name": "mnist-cnn", "extractor": EVALUATOR, "reference": REFERENCE}
     entry = {"family": generator.family, **FILES, "config": _untold(generator), **judged}
     write_text(run.folder / "config.json", json.dumps(entry, indent=2) + "\n")
@@ -223,6 +225,15 @@ def _classifiers(config: DictConfig, train: Digits, held_out: Digits, folder: Pa
         facts[f"{architecture}_accuracy"] = right.float().mean().item()
         if file == EVALUATOR:
             make_reference(classifier, held_out.images_NHWC, name="mnist5k-held-out").save(folder / REFERENCE)
+
+
+def save_reward_reference(folder: Path, images_NHWC: Tensor) -> None:
+    """Moments of the training digits under the entry's reward classifier, for rewards that compare distributions.
+
+    The shipped entry got its own by save_reward_reference(Path("align/zoo/mnist-llamagen"), load_mnist("train").images_NHWC).
+    """
+    reference = make_reference(load_classifier(folder / REWARD), images_NHWC, name="mnist5k-train")
+    reference.moments.save(folder / REWARD_REFERENCE)
 
 
 def _nll(generator: Any, tokens_NL: Tensor, labels_N: Tensor) -> float:

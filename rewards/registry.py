@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rewards.base import DistributionReward, RewardFunction, kind_of
+if TYPE_CHECKING:  # `align rewards list` does without torch
+    from rewards.base import DistributionReward, RewardFunction
 
 GROUP = "align.rewards"
 BUILT_IN = (
@@ -26,7 +27,7 @@ BUILT_IN = (
 
 def known_rewards() -> list[str]:
     """Names of the built-in rewards and of those that installed packages register."""
-    return sorted(_registered())
+    return sorted(registered())
 
 
 def load_reward(name: str, **kwargs: Any) -> RewardFunction | DistributionReward:
@@ -42,6 +43,8 @@ def load_reward(name: str, **kwargs: Any) -> RewardFunction | DistributionReward
         ValueError: an unknown name, a file or package that does not import or lacks the function, keywords that do
             not fit the function, or what the class itself refuses.
     """
+    from rewards.base import kind_of
+
     found = find_reward(name)
     if inspect.isclass(found):
         _check_signature(name, found, (), kwargs)
@@ -72,7 +75,8 @@ def _check_callable(name: str, found: Any) -> None:
         )
 
 
-def _registered() -> dict[str, list[EntryPoint]]:
+def registered() -> dict[str, list[EntryPoint]]:
+    """Entry points by name; more than one where packages chose the same name."""
     found: dict[str, list[EntryPoint]] = {}
     for point in (*BUILT_IN, *entry_points(group=GROUP)):
         same = found.setdefault(point.name, [])
@@ -82,7 +86,7 @@ def _registered() -> dict[str, list[EntryPoint]]:
 
 
 def _from_registry(name: str) -> Any:
-    registered = _registered()
+    registered = registered()
     if name not in registered:
         near = difflib.get_close_matches(name, registered, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."

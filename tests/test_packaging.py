@@ -22,11 +22,12 @@ def test_the_zoo_is_packaged() -> None:
         entry = json.loads((folder / "config.json").read_text())
         names = [entry[name] for name in ("generator", "tokenizer", "codes")]
         # an entry may name another one that it is judged and rewarded by
-        names += [] if entry["reward"].startswith("zoo:") else [entry["reward"]]
+        names += [entry[key] for key in ("reward", "reward_reference") if not entry[key].startswith("zoo:")]
         if isinstance(entry["protocol"], dict):
             names += [entry["protocol"][name] for name in ("extractor", "reference")]
         else:
             assert zoo_file(entry["protocol"], "reward").exists()
+            assert zoo_file(entry["protocol"], "reward_reference").exists()
         assert {folder / name for name in (*names, "config.json", "card.md")} <= packaged("align")
 
 

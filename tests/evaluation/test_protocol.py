@@ -12,6 +12,7 @@ from evaluation import (
     Evaluator,
     Protocol,
     Reference,
+    ReferenceMoments,
     RunningMoments,
     count_suffix,
     frechet_distance,
@@ -144,6 +145,21 @@ def test_reference_save_and_load(protocol, tmp_path):
         assert saved.dtype == original.dtype
         np.testing.assert_array_equal(saved, original)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_moments_go_without_the_features(protocol, tmp_path):
+    path, reference = tmp_path / "moments.npz", protocol.reference
+    for written in (reference, reference.moments):
+        written.save(path)
+        moments = ReferenceMoments.load(path)
+        assert (moments.name, moments.extractor_fingerprint, moments.n) == ("fields", ChannelMeans.fingerprint, 80)
+        np.testing.assert_array_equal(moments.mu, reference.mu)
+        np.testing.assert_array_equal(moments.sigma, reference.sigma)
+    with pytest.raises(ValueError, match=r"entries \['features'\] are missing"):
+        Reference.load(path)
+    dataclasses.replace(reference.moments, sigma=np.eye(4)).save(path)
+    with pytest.raises(ValueError, match=r"damaged reference: mu, sigma have shapes \[\[3\], \[4, 4\]\], expected"):
+        ReferenceMoments.load(path)
 
 
 def test_files_that_are_no_references_are_refused(protocol, tmp_path):
