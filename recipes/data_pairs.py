@@ -25,7 +25,9 @@ from recipes.conditions import make_rows
 from recipes.config import compose
 from recipes.parts import make_generator, make_rewards, make_sampling, tokenizer_hash
 from recipes.run import Run, say
-from rewards.base import Reward, score_rewards
+from rewards.combine import RewardSet
+from rewards.failures import FailureWindow
+from rewards.scoring import RewardScores, score_rewards, whole_groups
 
 PAIRS_FILE = "pairs.safetensors"
 
@@ -39,7 +41,7 @@ def main(overrides: list[str]) -> None:
     if config.num_prompts < 1:
         raise ValueError(f"num_prompts is {config.num_prompts}; it must be at least 1")
     rewards = make_rewards(config.reward)
-    if not any(reward.weight for reward in rewards):
+    if not rewards.names(trained=True):
         raise ValueError(
             "preference pairs need a reward of a weight other than 0; choose reward=classifier, or name yours: reward.rewards"
         )
@@ -68,17 +70,19 @@ def main(overrides: list[str]) -> None:
 
 
 def draw_pairs(
-    generator: Generator, rewards: list[Reward], rows: Sequence[Mapping[str, Any]], config: DictConfig
+    generator: Generator, rewards: RewardSet, rows: Sequence[Mapping[str, Any]], config: DictConfig
 ) -> tuple[PreferencePairs, dict[str, Any]]:
     """Sample, decode, score and pick; the pairs, and what run.json says of them.
 
     Args:
         rows: what images are drawn for, as `recipes.conditions.make_rows` gives them.
-        config: num_generations, margin, batch_size, sampling and reward.timeout, as in data_pairs.yaml.
+        config: num_generations, margin, batch_size, sampling and reward, as in data_pairs.yaml.
 
     Raises:
-        ValueError: no pair was kept, a setting is out of range, a reward failed, or the generator has no tokenizer.
+        ValueError: no pair was kept, a setting is out of range, a reward failed too often or looks at whole batches, or
+            the generator has no tokenizer.
     """
+    rewards.refuse_distributions("preference pairs are picked by the images themselves")
     tokenizer = tokenizer_hash(generator)
     if tokenizer is None:
         raise ValueError(
@@ -89,19 +93,22 @@ def draw_pairs(
     best_and_worst(torch.empty(0, 1), torch.empty(0), torch.empty(0), num_generations=size, margin=config.margin)
     rows = [row for row in rows for _ in range(size)]
     labels = [raw_condition(row) for row in rows]
-    tokens, values = [], []
-    seconds = torch.zeros(len(rewards))
+    tokens, found = [], []
+    failures = FailureWindow(limit=config.reward.max_failed, steps=config.reward.failure_window)
+    batch_size = whole_groups(rewards.rewards, config.batch_size, size)
     bar = progress_bar(total=len(labels), description="rollouts", unit="img")
-    for rollout in generate(generator, labels, make_sampling(config.sampling), batch_size=config.batch_size):
+    for rollout in generate(generator, labels, make_sampling(config.sampling), batch_size=batch_size):
         own = [rows[index] for index in rollout.index_B.tolist()]
-        scores = score_rewards(rewards, generator.decode(rollout.tokens_BL), own, timeout=config.reward.timeout)
+        images = generator.decode(rollout.tokens_BL)
+        scores = score_rewards(rewards.rewards, images, own, timeout=config.reward.timeout, group_size=size)
+        failures.add([scores.report()])
         tokens.append(rollout.tokens_BL.cpu())
-        values.append(scores.values_NR)
-        seconds += torch.tensor(scores.seconds)
+        found.append(scores)
         bar.update(len(own))
     bar.close()
-    values_NR = torch.cat(values)
-    total_N = total_rewards(values_NR, [reward.weight for reward in rewards], num_generations=size)
+    scores = RewardScores.cat(found)
+    combined = rewards.combine(scores.values_NR, scores.valid_NR, gated=0.0)
+    total_N = total_rewards(combined.columns_NK, combined.weights, num_generations=size)
     labels_N = labels if generator.num_classes is None else torch.tensor(labels)
     picked = best_and_worst(torch.cat(tokens), total_N, labels_N, num_generations=size, margin=config.margin)
     if picked.kept == 0:
@@ -114,8 +121,8 @@ def draw_pairs(
             "all": total_N.nanmean().item(),
         },
         "rewards": {
-            reward.name: {**_summary(values_NR[:, index]), "weight": reward.weight, "seconds": seconds[index].item()}
-            for index, reward in enumerate(rewards)
+            reward.name: {**_summary(scores, index), "weight": reward.weight, "seconds": scores.seconds[index]}
+            for index, reward in enumerate(rewards.rewards)
         },
     }
     pairs = PreferencePairs(
@@ -130,12 +137,14 @@ def draw_pairs(
     return pairs, facts
 
 
-def _summary(values_N: Tensor) -> dict[str, float | int | None]:
+def _summary(scores: RewardScores, index: int) -> dict[str, float | int | None]:
+    values_N, failed = scores.values_NR[:, index], int((~scores.valid_NR[:, index]).sum())
     applicable = values_N[~values_N.isnan()]
     return {
         "mean": applicable.mean().item() if len(applicable) else None,
         "std": applicable.std().item() if len(applicable) > 1 else None,
-        "not_applicable": len(values_N) - len(applicable),
+        "not_applicable": len(values_N) - len(applicable) - failed,
+        "failed": failed,
     }
 
 

@@ -28,7 +28,8 @@ from evaluation.results import CLASS_ACCURACY, ResultRow, append_result, read_re
 from recipes.config import compose
 from recipes.parts import make_generator, make_protocol, make_sampling, num_classes
 from recipes.run import Run, say
-from rewards.base import Reward, score_rewards
+from rewards.combine import RewardSet
+from rewards.scoring import score_rewards
 
 GRID_COLUMNS = 10
 GRID_IMAGES = 60
@@ -47,7 +48,7 @@ class Judge:
     num_images: int
     batch_size: int
     folder: Path
-    rewards: Sequence[Reward] = ()
+    rewards: RewardSet = RewardSet(())
     classes: Sequence[int] | None = None
     reuse: bool = False
 
@@ -76,10 +77,11 @@ class Judge:
             images = generator.decode(rollout.tokens_BL)
             seconds += time.monotonic() - clock
             evaluator.update(images.cpu(), torch.tensor(labels)[rollout.index_B])
-            if self.rewards:
+            if self.rewards.rewards:
                 described = [{"label": labels[index]} for index in rollout.index_B.tolist()]
-                values_NR = score_rewards(self.rewards, images.cpu(), described, timeout=None).values_NR
-                rewards += (values_NR * torch.tensor([reward.weight for reward in self.rewards])).nansum(1).tolist()
+                scores = score_rewards(self.rewards.rewards, images, described, timeout=None).checked()
+                combined = self.rewards.combine(scores.values_NR, scores.valid_NR)
+                rewards += (combined.columns_NK * torch.tensor(combined.weights)).nansum(1).tolist()
             forwards = rollout.forwards_per_image
             if sum(len(images) for images in shown) < GRID_IMAGES:
                 shown.append(images.cpu())

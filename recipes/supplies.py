@@ -29,11 +29,13 @@ from recipes.parts import make_objective, make_rewards, use_bf16, zoo_file
 from recipes.rounds import check_rounds
 from recipes.run import is_first_process, num_processes, process_index
 from recipes.training_data import make_pairs, make_stream
+from rewards.combine import RewardSet
 from rewards.perceptual import load_distance
 
 PAIRS_FILE, POOL_FILE = "pairs.safetensors", "fakes.safetensors"
 REFERENCE_FILE = "reference_logprobs.safetensors"
 KINDS = ("frozen", "cached", "adapter_off")
+DDP_TIMEOUT = 1800  # seconds, transformers' own
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ def check_recipe(config: DictConfig) -> None:
         )
     rewards = make_rewards(config.reward)
     rewarded = source == "rollouts" or (source == "pairs" and config.pairs.file is None)
-    if rewarded and not any(reward.weight for reward in rewards):
+    if rewarded and not rewards.names(trained=True):
         raise ValueError(
             f"this objective trains on {source}, which need a reward of a weight other than 0; choose reward=classifier, or name yours: reward.rewards"
         )
@@ -80,7 +82,7 @@ def check_recipe(config: DictConfig) -> None:
             f"reproduce_bugs.label_drop_in_update is VA-pi's, and this objective trains on {source}; set it to 0 (trainer.label_drop drops labels properly)"
         )
     if source == "rollouts":
-        _check_rollouts(config)
+        _check_rollouts(config, rewards)
     if config.data.get("prompts") is not None:
         read_prompts(config.data.prompts)
     check_rounds(config)
@@ -134,7 +136,7 @@ def drops_out(config: DictConfig) -> bool:
     return bool(config.trainer.dropout or config.generator.config.get("drop_path"))
 
 
-def _check_rollouts(config: DictConfig) -> None:
+def _check_rollouts(config: DictConfig, rewards: RewardSet) -> None:
     rollout_settings(config)
     if drops_out(config):
         raise ValueError(
@@ -145,10 +147,29 @@ def _check_rollouts(config: DictConfig) -> None:
         raise ValueError(
             f"a step of {rows} rows does not divide into groups of rollout.num_generations={config.rollout.num_generations}"
         )
+    _check_processes(config, rewards, rows // num_processes())
     sampling = config.rollout.sampling
     if config.kl.coefficient and config.kl.importance and (sampling.top_k or sampling.top_p < 1):
         raise ValueError(
             "kl.importance weighs by ratios of the distribution sampled from, which filters cut; set top_k=0 and top_p=1"
+        )
+
+
+def _check_processes(config: DictConfig, rewards: RewardSet, rows: int) -> None:
+    """What several processes ask for beside what one does."""
+    if num_processes() == 1:
+        return
+    for reward in rewards.rewards:
+        if reward.kind == "group" and rows % config.rollout.num_generations:
+            raise ValueError(
+                f"reward {reward.name!r} compares the images of one prompt, and each process has {rows} rows of a step, which are no whole groups of "
+                f"rollout.num_generations={config.rollout.num_generations}; raise trainer.gradient_accumulation_steps"
+            )
+    # the others wait for the one whose reward hangs, and must not give up before it does
+    timeout, patience = config.reward.timeout, config.trainer.get("ddp_timeout", DDP_TIMEOUT)
+    if timeout is None or timeout > patience / 3:
+        raise ValueError(
+            f"reward.timeout is {timeout} and processes wait {patience} seconds for each other; set it to {patience // 3} or less, or raise trainer.ddp_timeout"
         )
 
 
@@ -194,6 +215,8 @@ def rollout_settings(config: DictConfig) -> RolloutSettings:
         kl_in_reward=config.kl.coefficient if config.kl.where == "reward" else 0.0,
         probe_every=rollout.probe_every,
         timeout=config.reward.timeout,
+        max_failed=config.reward.max_failed,
+        failure_window=config.reward.failure_window,
     )
 
 
@@ -213,6 +236,8 @@ def _stream(config: DictConfig, source: str, generator: Generator, folder: Path)
             num_generations=config.rollout.num_generations,
             rows_per_step=rows,
             num_iterations=config.rollout.num_iterations,
+            processes=num_processes(),
+            micro_batch=config.trainer.per_device_train_batch_size,
         )
     if source == "pairs":
         path = Path(config.pairs.file or folder / PAIRS_FILE)

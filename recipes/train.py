@@ -165,10 +165,8 @@ def _align_once(config: DictConfig, folder: Path, *, resume: bool, description: 
     trainer_config: dict[str, Any] = OmegaConf.to_container(config.trainer)  # type: ignore[assignment]
     alarms: dict[str, Any] = OmegaConf.to_container(config.alarms)  # type: ignore[assignment]
     rewards = make_rewards(config.reward)
-    alarms |= {
-        "trained": [reward.name for reward in rewards if reward.weight],
-        "held_out": [reward.name for reward in rewards if not reward.weight],
-    }
+    held_out = rewards.names(trained=False)
+    alarms |= {"trained": [r.name for r in rewards.rewards if r.name not in held_out], "held_out": held_out}
     generator = make_generator(config.generator, dropout=config.trainer.dropout)
     if trainer_config["sample_every"] and tokenizer_hash(generator) is None:
         raise ValueError(

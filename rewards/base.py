@@ -22,14 +22,10 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-import numpy as np
-import torch
 from torch import Tensor
 
 RewardFunction = Callable[[Tensor, list[dict[str, Any]]], Any]
@@ -90,128 +86,34 @@ def kind_of(reward: Any) -> str:
 
 
 class RewardError(ValueError):
-    """A reward raised, took too long, or returned what is no reward; the message names it."""
+    """A reward failed, or returned what is no reward; the message names it."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A reward counts only for images that another one, named `reward`, gives `at_least` this much."""
+
+    reward: str
+    at_least: float
 
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward with the name it is logged under and its weight in the sum; weight 0 is scored and logged only."""
+    """A reward with the name it is logged under and its weight in the sum.
+
+    Of weight 0 it is held out: scored and logged, never trained on.
+    """
 
     name: str
     function: RewardFunction | DistributionReward
     weight: float = 1.0
+    gate: Gate | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.weight):
             raise ValueError(f"reward {self.name!r} has weight {self.weight}; it must be a finite number (0: log only)")
 
-
-@dataclass(frozen=True)
-class RewardScores:
-    """values_NR: float32 [N, R] on the CPU, NaN where a reward does not apply; names and seconds: of each reward."""
-
-    values_NR: Tensor
-    names: tuple[str, ...]
-    seconds: tuple[float, ...]
-
-
-def score_rewards(
-    rewards: Sequence[Reward],
-    images: Tensor,
-    conditions: Sequence[Mapping[str, Any]],
-    *,
-    timeout: float | None,
-) -> RewardScores:
-    """Call every reward on the same images, one after another.
-
-    Each gets images and rows of its own, so that one which writes into them cannot change what the next one sees (what
-    the rows hold is shared). Each runs in a thread, without gradients. A function that is still busy after `timeout`
-    seconds is abandoned: Python cannot stop a thread, so it goes on in the background, with whatever memory it holds,
-    until it returns or the process ends. One that never lets go of the interpreter lock cannot be timed out.
-
-    Args:
-        images: uint8 [N, H, W, 3], on any device.
-        conditions: N dataset rows, such as {"label": 3}.
-        timeout: seconds that each reward may take; None waits for ever.
-
-    Raises:
-        RewardError: a reward raised, took too long, or returned anything but N finite numbers or NaN (integers count
-            as numbers, booleans as 0 and 1).
-        ValueError: no rewards, or images and conditions that are not as above.
-    """
-    if not rewards:
-        raise ValueError("there are no rewards to score with; name at least one")
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise ValueError(f"rewards read uint8 images [N, H, W, 3]; got {images.dtype} {list(images.shape)}")
-    if len(images) != len(conditions):
-        raise ValueError(f"{len(images)} images but {len(conditions)} conditions; each image needs the row it is of")
-    if timeout is not None and not timeout > 0:
-        raise ValueError(f"timeout is {timeout}; it is in seconds, above 0, or None to wait for ever")
-    columns, seconds = [], []
-    for reward in rewards:
-        started = time.monotonic()
-        own = images.detach().clone()
-        columns.append(_column(reward.name, _call(reward, own, [dict(row) for row in conditions], timeout), len(own)))
-        seconds.append(time.monotonic() - started)
-    return RewardScores(torch.stack(columns, dim=1), tuple(reward.name for reward in rewards), tuple(seconds))
-
-
-def _call(reward: Reward, images: Tensor, conditions: list[dict[str, Any]], timeout: float | None) -> Any:
-    """The function's result, from a thread also without a timeout, so that both ways see the same torch modes."""
-    results: list[Any] = []
-    errors: list[BaseException] = []
-    device = images.device
-
-    def run() -> None:
-        try:
-            # gradients and the current GPU are settings of a thread; a new one has the defaults
-            if device.type == "cuda":
-                torch.cuda.set_device(device)
-            with torch.no_grad():
-                results.append(reward.function(images, conditions))
-        except BaseException as error:  # SystemExit too: it would end the thread without a word
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name=f"reward {reward.name}", daemon=True)
-    thread.start()
-    thread.join(timeout)
-    if errors:
-        raise RewardError(
-            f"reward {reward.name!r} raised {type(errors[0]).__name__}: {errors[0]}. Mend it, or return NaN for images that it does not apply to"
-        ) from errors[0]
-    if not results:
-        raise RewardError(
-            f"reward {reward.name!r} gave no answer for {len(images)} images within {timeout:g} seconds; raise the timeout, give it fewer images at once, or see whether it hangs"
-        )
-    return results[0]
-
-
-def _column(name: str, result: Any, batch: int) -> Tensor:
-    """float32 [B] of what a reward returned."""
-    allowed = f"a reward returns {batch} numbers, one for each image, as a tensor, an array or a list"
-    try:
-        array = (
-            result.detach().cpu().to(torch.float64 if result.is_floating_point() else result.dtype).numpy()
-            if isinstance(result, Tensor)
-            else np.asarray(result)
-        )
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RewardError(f"reward {name!r} returned {_describe(result)}; {allowed} ({error})") from error
-    if array.dtype.kind not in "fiub":
-        raise RewardError(
-            f"reward {name!r} returned {_describe(result)}, which is not all numbers; {allowed}, and NaN where it does not apply"
-        )
-    if array.shape != (batch,):
-        raise RewardError(f"reward {name!r} returned shape {list(array.shape)}; {allowed}, so shape [{batch}]")
-    with np.errstate(over="ignore"):  # too large for float32 is refused below
-        values_B = torch.from_numpy(array.astype(np.float32))
-    if bad := int(values_B.isinf().sum()):
-        first = int(values_B.isinf().nonzero()[0])
-        raise RewardError(
-            f"reward {name!r} is infinite for {bad} of {batch} images, the first of them image {first}; rewards are finite in float32, or NaN where they do not apply"
-        )
-    return values_B
-
-
-def _describe(result: Any) -> str:
-    return f"a {type(result).__name__} {result!r:.60}"
+    @property
+    def kind(self) -> str:
+        """`image`, `group` or `distribution`."""
+        return kind_of(self.function)

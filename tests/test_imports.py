@@ -39,7 +39,9 @@ RULES: dict[str, set[str]] = {
             "align.tokenizers",
             "align.generators",
         ),
-        *("align.sampling", "align.objectives", "align.checkpoints", "align.data", "rewards.base"),
+        *("align.sampling", "align.objectives", "align.checkpoints", "align.data"),
+        # the contract of rewards and the calling of them, but no reward
+        *("rewards.base", "rewards.scoring", "rewards.combine", "rewards.failures"),
     },
     "evaluation": set(),
     "rewards": {"evaluation"},

@@ -136,11 +136,15 @@ class PromptStream(Dataset[dict[str, Any]]):
     With `num_iterations` above 1 the rows of a step come that many times before the next ones, so that several updates
     see the same rollouts; `position` then names the rollout, not the row.
 
+    Processes take micro-batches in turn, as accelerate deals them. Within a step rows are laid out so that each process
+    still has consecutive ones: a group stays on one process wherever its rows of a step are whole groups.
+
     Each item: label (the raw condition: a class or a prompt), row (all columns, a dictionary), dropped [] bool (never),
     position [].
 
     Args:
         prompts: classes, prompts, or rows with a `prompt` or a `label`.
+        processes, micro_batch: how many share a step, in micro-batches of so many rows.
     """
 
     def __init__(
@@ -152,6 +156,8 @@ class PromptStream(Dataset[dict[str, Any]]):
         num_generations: int,
         rows_per_step: int,
         num_iterations: int = 1,
+        processes: int = 1,
+        micro_batch: int | None = None,
     ) -> None:
         if not len(prompts):
             raise ValueError("there are no prompts to draw rollouts for; check data.prompts")
@@ -163,6 +169,12 @@ class PromptStream(Dataset[dict[str, Any]]):
             raise ValueError(
                 f"a step of {rows_per_step} rows does not divide into groups of num_generations={num_generations}; change "
                 "per_device_train_batch_size or gradient_accumulation_steps, so that their product is a multiple of it"
+            )
+        self.processes = processes
+        self.micro_batch = micro_batch or rows_per_step // processes
+        if rows_per_step % (processes * self.micro_batch):
+            raise ValueError(
+                f"a step of {rows_per_step} rows does not divide into micro-batches of {self.micro_batch} on {processes} processes"
             )
         self.rows = [as_row(prompt) for prompt in prompts]
         self.length = length
@@ -186,7 +198,7 @@ class PromptStream(Dataset[dict[str, Any]]):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         step, offset = divmod(row, self.rows_per_step)
-        position = step // self.num_iterations * self.rows_per_step + offset
+        position = step // self.num_iterations * self.rows_per_step + self._within_step(offset)
         epoch, order = divmod(position // self.num_generations, len(self.rows))
         found = self.rows[self._order(epoch)[order]]
         return {
@@ -195,3 +207,8 @@ class PromptStream(Dataset[dict[str, Any]]):
             "dropped": torch.tensor(False),
             "position": torch.tensor(position),
         }
+
+    def _within_step(self, offset: int) -> int:
+        batch, row = divmod(offset, self.micro_batch)
+        turn, process = divmod(batch, self.processes)
+        return process * (self.rows_per_step // self.processes) + turn * self.micro_batch + row

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,13 @@ from align.training.credit import TokenCredit
 from align.training.inputs import Needs, Scoring, conditions, model_inputs
 from align.training.sources import RealData, Step, chunks
 from align.types import Average, SamplingConfig
-from rewards.base import Reward, score_rewards
+from rewards.base import DistributionReward, Reward, RewardError
+from rewards.combine import RewardSet
+from rewards.failures import FailureWindow
+from rewards.scoring import BackgroundScorer, RewardScores, as_column, whole_groups
+
+Result = TypeVar("Result")
+REWARD_STATE = "reward/"  # keys of a checkpoint: reward/NAME/KEY
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class RolloutSettings:
         a truncated importance weight (Ionides 2008); None refuses the mismatch.
     kl_in_reward: nats of k1 estimate of KL to the reference are charged at this rate to the reward; 0 is off.
     timeout: seconds that a reward may take for one batch.
+    max_failed, failure_window: a run stops when more than this share of a reward's scores failed over so many steps.
     """
 
     num_generations: int
@@ -45,7 +52,9 @@ class RolloutSettings:
     importance_cap: float | None = None
     kl_in_reward: float = 0.0
     probe_every: int = 10
-    timeout: float | None = 600.0
+    timeout: float | None = 300.0
+    max_failed: float = 0.05
+    failure_window: int = 20
 
     @property
     def on_policy(self) -> bool:
@@ -79,18 +88,29 @@ class RolloutSettings:
 
 
 class Rollouts(RealData):
-    """Own samples with advantages; kept for `num_iterations` updates, and through a checkpoint in between."""
+    """Own samples with advantages; kept for `num_iterations` updates, and through a checkpoint in between.
+
+    Scores that failed are no rewards: their rows are left out, and rows that have no peer left in their group with them.
+
+    Raises:
+        ValueError: no reward.
+    """
 
     supplies = "rollouts"
 
-    def __init__(self, settings: RolloutSettings, rewards: Sequence[Reward], credit: TokenCredit | None = None) -> None:
-        if not rewards:
+    def __init__(
+        self, settings: RolloutSettings, rewards: RewardSet | Sequence[Reward], credit: TokenCredit | None = None
+    ) -> None:
+        self.rewards = rewards if isinstance(rewards, RewardSet) else RewardSet(tuple(rewards))
+        if not self.rewards.rewards:
             raise ValueError("policy gradient needs a reward; choose reward=classifier, or name yours: reward.rewards")
         self.settings = settings
-        self.rewards = list(rewards)
         self.scoring = settings.scoring
         self.credit = credit
+        self.failures = FailureWindow(limit=settings.max_failed, steps=settings.failure_window)
         self.buffer: list[dict[str, Tensor]] = []
+        for _, function in self._moving():
+            function.load_state_dict({})  # rewards are shared by the runs of a process; each run starts anew
 
     def prepare(self, batches: list[dict[str, Any]], step: Step) -> list[dict[str, Any]]:
         if step.index % self.settings.num_iterations == 0 or not self.buffer:
@@ -111,8 +131,11 @@ class Rollouts(RealData):
         position_N = torch.cat([batch["position"] for batch in batches])
         sizes = [len(batch["position"]) for batch in batches]
         clock = time.monotonic()
-        tokens_NL, behaviour_NL, values_NR = self._sample_and_score(rows, position_N, step, self.settings.sampling)
-        seconds = time.monotonic() - clock
+        tokens_NL, behaviour_NL, scores, seconds = _together(
+            step, lambda: self._sample_and_score(rows, position_N, step, self.settings.sampling, self.rewards.rewards)
+        )
+        seconds["seconds_collecting"] = time.monotonic() - clock
+        self.failures.add(step.share(scores.report()))
 
         fields = {"rollout": tokens_NL, "behaviour": behaviour_NL, "position": position_N}
         found = [
@@ -121,7 +144,7 @@ class Rollouts(RealData):
         ]
         for extra, batch in zip(found, batches, strict=True):
             extra |= self._scores({**batch, **extra}, step)
-        advantages, own_N = self._advantages(values_NR, found, position_N, step)
+        advantages, own_N = self._advantages(scores, found, position_N, step)
         advantages_N = advantages.advantages_N.to(tokens_NL.device)[own_N]
         kept_N = advantages.kept_N.to(tokens_NL.device)[own_N]
         num_kept = torch.tensor(float(advantages.kept_N.sum()), device=tokens_NL.device)
@@ -132,24 +155,32 @@ class Rollouts(RealData):
             weights_BL = self._weights({**batch, **extra}, step)
             kept = {"advantages": advantages_B[:, None] * weights_BL, "kept": kept_B, "num_kept": num_kept}
             buffer.append({**{name: extra[name] for name in (*fields, "old") if name in extra}, **kept})
-        self._log(step, advantages, values_NR, tokens_NL, seconds)
+        self._log(step, advantages, tokens_NL, seconds)
         self._probe(rows, position_N, step)
         return buffer
 
     def _sample_and_score(
-        self, rows: list[dict[str, Any]], position_N: Tensor, step: Step, sampling: SamplingConfig
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens [N, L], behaviour log-probs [N, L] and rewards [N, R] (NaN: not applicable)."""
-        tokens, behaviour, values = [], [], []
-        for part in chunks(len(rows), self.settings.batch_size):
+        self,
+        rows: list[dict[str, Any]],
+        position_N: Tensor,
+        step: Step,
+        sampling: SamplingConfig,
+        rewards: Sequence[Reward],
+    ) -> tuple[Tensor, Tensor, RewardScores, dict[str, float]]:
+        """Tokens [N, L], behaviour log-probs [N, L], what the rewards say, and the seconds that scoring took."""
+        group = self.settings.num_generations
+        size = whole_groups(rewards, self.settings.batch_size, group)
+        scorer = BackgroundScorer(rewards, timeout=self.settings.timeout, group_size=group)
+        tokens, behaviour = [], []
+        for part in chunks(len(rows), size):
             condition = step.policy.encode_condition([raw_condition(row) for row in rows[part]])
             rollout = sample(step.policy, condition, sampling, index_B=position_N[part])
-            images = step.policy.decode(rollout.tokens_BL).cpu()
-            scores = score_rewards(self.rewards, images, rows[part], timeout=self.settings.timeout)
+            scorer.submit(step.policy.decode(rollout.tokens_BL), rows[part])
             tokens.append(rollout.tokens_BL)
             behaviour.append(rollout.logprobs_BL)
-            values.append(scores.values_NR)
-        return torch.cat(tokens), torch.cat(behaviour), torch.cat(values).to(position_N.device)
+        scores = scorer.collect()
+        seconds = {"seconds_scoring_hidden": scorer.hidden, "seconds_scoring_exposed": scorer.exposed}
+        return torch.cat(tokens), torch.cat(behaviour), scores, seconds
 
     def _scores(self, batch: dict[str, Any], step: Step) -> dict[str, Tensor]:
         """Log-probs under the distribution trained under, by the forward that the update will make.
@@ -178,26 +209,50 @@ class Rollouts(RealData):
     # --- advantages
 
     def _advantages(
-        self, values_NR: Tensor, found: list[dict[str, Tensor]], position_N: Tensor, step: Step
+        self, scores: RewardScores, found: list[dict[str, Tensor]], position_N: Tensor, step: Step
     ) -> tuple[Advantages, Tensor]:
-        """Advantages of all ranks' rollouts, and where this rank's own are among them. Rewards of weight 0 only watch."""
-        trained = [index for index, reward in enumerate(self.rewards) if reward.weight != 0]
-        columns, weights = values_NR[:, trained], [self.rewards[index].weight for index in trained]
+        """Advantages of all ranks' rollouts, and where this rank's own are among them."""
+        device = position_N.device
+        values_NR, own_N = step.gather(scores.values_NR.to(device), position_N)
+        valid_NR = step.gather(scores.valid_NR.to(device), position_N)[0].cpu()
+        values_NR = self._with_distribution_rewards(values_NR.cpu(), scores, position_N, step)
+        self._log_rewards(step, values_NR, valid_NR)
+        combined = self.rewards.combine(values_NR, valid_NR)
+        columns_NK, weights = combined.columns_NK, combined.weights
         if self.settings.kl_in_reward:
             # one more reward: minus the k1 estimate of KL to the reference, in nats
             kl_N = torch.cat([extra["log_ratio"].sum(dim=-1) for extra in found])
             step.log({"kl_charged": Average.of(kl_N)})
+            all_kl_N = step.gather(kl_N, position_N)[0].cpu()
             # a row without a reward must not enter its group by the charge alone
-            kl_N = kl_N.masked_fill(columns.isnan().all(dim=1), torch.nan)
-            columns, weights = torch.cat([columns, -kl_N[:, None]], dim=1), [*weights, self.settings.kl_in_reward]
-        all_NR, own_N = step.gather(columns, position_N)
+            all_kl_N = all_kl_N.masked_fill(columns_NK.isnan().all(dim=1), torch.nan)
+            columns_NK = torch.cat([columns_NK, -all_kl_N[:, None]], dim=1)
+            weights = [*weights, self.settings.kl_in_reward]
         advantages = group_advantages(
-            all_NR.cpu(),
+            columns_NK,
             num_generations=self.settings.num_generations,
             reward_weights=weights,
             **self.settings.advantages,
         )
         return advantages, own_N
+
+    def _with_distribution_rewards(
+        self, values_NR: Tensor, scores: RewardScores, position_N: Tensor, step: Step
+    ) -> Tensor:
+        """The columns of rewards that look at the whole step, which all ranks compute alike; their state moves."""
+        for index, reward in enumerate(self.rewards.rewards):
+            if not isinstance(reward.function, DistributionReward):
+                continue
+            features_ND = scores.features[reward.name]
+            width = max(step.share(features_ND.shape[1]))  # of a rank on which all failed it is not known
+            features_ND = features_ND.expand(-1, width).to(position_N.device)
+            features_ND = step.gather(features_ND.contiguous(), position_N)[0].cpu()
+            described_N = ~features_ND.isnan().any(dim=1)
+            if described_N.any():
+                column = reward.function.score(features_ND[described_N])
+                values_NR[described_N, index] = as_column(column, int(described_N.sum()))
+                reward.function.advance(features_ND[described_N])
+        return values_NR
 
     def _weights(self, batch: dict[str, Any], step: Step) -> Tensor:
         """[B, L]: token credit times truncated importance weight."""
@@ -212,35 +267,45 @@ class Rollouts(RealData):
 
     # --- what is logged
 
-    def _log(self, step: Step, advantages: Advantages, values_NR: Tensor, tokens_NL: Tensor, seconds: float) -> None:
-        metrics = {
-            f"reward/{reward.name}": Average.of(values_NR[:, index].nan_to_num(), ~values_NR[:, index].isnan())
-            for index, reward in enumerate(self.rewards)
-        }
+    def _log_rewards(self, step: Step, values_NR: Tensor, valid_NR: Tensor) -> None:
+        """Each reward as it came, before gates and weights: of all ranks' rollouts."""
+        for index, reward in enumerate(self.rewards.rewards):
+            values_N, failed_N = values_NR[:, index], ~valid_NR[:, index]
+            applies_N = ~values_N.isnan()
+            step.log(
+                {
+                    f"reward/{reward.name}": Average.of(values_N.nan_to_num(), applies_N),
+                    f"reward_std/{reward.name}": _std(values_N[applies_N]),
+                    f"not_applicable/{reward.name}": Average.of(~applies_N & ~failed_N),
+                    f"failed/{reward.name}": Average.of(failed_N),
+                }
+            )
+
+    def _log(self, step: Step, advantages: Advantages, tokens_NL: Tensor, seconds: Mapping[str, float]) -> None:
         unique = torch.unique(tokens_NL, dim=0)
         duplicates = torch.tensor(float(len(tokens_NL) - len(unique)))
-        metrics |= {
-            **advantages.metrics,
-            "not_applicable": Average.of(values_NR.isnan()),
-            "duplicates": Average(duplicates, torch.tensor(float(len(tokens_NL)))),
-            "seconds_collecting": Average.of(torch.tensor(seconds)),
-        }
-        step.log(metrics)
+        step.log(
+            {
+                **advantages.metrics,
+                "duplicates": Average(duplicates, torch.tensor(float(len(tokens_NL)))),
+                **{name: Average.of(torch.tensor(value)) for name, value in seconds.items()},
+            }
+        )
 
     def _probe(self, rows: list[dict[str, Any]], position_N: Tensor, step: Step) -> None:
         """Guided training moves the guidance-free model too: its reward, on the same prompts, every so many steps."""
         guided = self.settings.sampling.guidance_scale != 1.0
-        if not guided or step.index % self.settings.probe_every:
+        # a distribution's state follows the rollouts that are trained on
+        rewards = [reward for reward in self.rewards.rewards if reward.kind != "distribution"]
+        if not guided or step.index % self.settings.probe_every or not rewards:
             return
         plain = SamplingConfig(seed=self.settings.sampling.seed, temperature=self.settings.sampling.temperature)
         with evaluating(step.policy):
-            _, _, values_NR = self._sample_and_score(rows, position_N, step, plain)
+            scores = _together(step, lambda: self._sample_and_score(rows, position_N, step, plain, rewards))[2]
         step.log(
             {
-                f"reward_unguided/{reward.name}": Average.of(
-                    values_NR[:, index].nan_to_num(), ~values_NR[:, index].isnan()
-                )
-                for index, reward in enumerate(self.rewards)
+                f"reward_unguided/{name}": Average.of(values_N.nan_to_num(), ~values_N.isnan())
+                for name, values_N in zip(scores.names, scores.values_NR.unbind(dim=1), strict=True)
             }
         )
 
@@ -248,12 +313,51 @@ class Rollouts(RealData):
 
     def state_dict(self) -> dict[str, Tensor]:
         # copies: micro-batches share tensors, which safetensors refuses
-        return {
+        state = {
             f"{index}.{name}": tensor.clone() for index, part in enumerate(self.buffer) for name, tensor in part.items()
         }
+        for name, function in self._moving():
+            state |= {f"{REWARD_STATE}{name}/{key}": tensor for key, tensor in function.state_dict().items()}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.buffer = [{} for _ in range(1 + max((int(name.split(".")[0]) for name in state), default=-1))]
-        for name, tensor in state.items():
+        self.failures.clear()
+        for name, function in self._moving():
+            prefix = f"{REWARD_STATE}{name}/"
+            function.load_state_dict(
+                {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+            )
+        kept = {name: tensor for name, tensor in state.items() if not name.startswith(REWARD_STATE)}
+        self.buffer = [{} for _ in range(1 + max((int(name.split(".")[0]) for name in kept), default=-1))]
+        for name, tensor in kept.items():
             index, key = name.split(".", 1)
             self.buffer[int(index)][key] = tensor
+
+    def _moving(self) -> list[tuple[str, DistributionReward]]:
+        """Rewards that keep a state."""
+        return [(r.name, r.function) for r in self.rewards.rewards if isinstance(r.function, DistributionReward)]
+
+
+def _together(step: Step, work: Callable[[], Result]) -> Result:
+    """The work of this process; what goes wrong on one stops all, with its message.
+
+    Without it the others would wait for the one that is gone, until their communication times out.
+    """
+    problem: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:
+        problem = error
+    messages = step.share(None if problem is None else f"{type(problem).__name__}: {problem}")
+    if problem is not None:
+        raise problem
+    for rank, message in enumerate(messages):
+        if message is not None:
+            raise RewardError(f"process {rank} stopped while it made its rollouts: {message}")
+    return result
+
+
+def _std(values_N: Tensor) -> Average:
+    """Of a step; a mean over nothing where there are fewer than two values."""
+    enough = len(values_N) > 1
+    return Average(values_N.std() if enough else torch.zeros(()), torch.tensor(float(enough)))

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from align.generators.base import Generator
@@ -49,6 +50,10 @@ class Step:
         everywhere = self.accelerator.gather(position_N)
         order = everywhere.argsort()
         return self.accelerator.gather(values)[order], torch.searchsorted(everywhere[order], position_N)
+
+    def share(self, item: Any) -> list[Any]:
+        """What each rank has to say, in the order of ranks; the same list on all of them."""
+        return list(gather_object([item]))
 
 
 class Source(Protocol):

@@ -122,7 +122,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"reward__rewards": [{"name": "reward.py:brightness", "weight": 0}]},
         "need a reward of a weight other than 0",
     ),
-    ("grpo", {"reward__rewards": [{"name": "hsp"}]}, "unknown reward 'hsp'; known: classifier-log-prob"),
+    ("grpo", {"reward__rewards": [{"name": "hsp"}]}, "unknown reward 'hsp'; known: "),
     ("grpo", {"reward__rewards": [{"name": "reward.py:darkness"}]}, "reward.py has no 'darkness'"),
     ("grpo", {"rollout__scoring": "guided"}, "unknown rollout.scoring 'guided'; known: same, plain"),
     (

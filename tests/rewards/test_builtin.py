@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from evaluation.classifier import DigitClassifier, save_classifier
-from rewards.base import Reward, RewardError, score_rewards
+from rewards.base import Reward, RewardError
+from rewards.scoring import score_rewards
 from rewards.builtin.classifier import classifier_log_prob
 from rewards.builtin.jpeg import jpeg_compressibility
 from rewards.registry import load_reward
@@ -29,7 +30,7 @@ def digits(number: int) -> torch.Tensor:
 def test_the_classifier_gives_nats_of_the_own_label(weights: Path) -> None:
     images, labels = digits(4), [3, 0, 2, 2]
     reward = Reward("classifier", load_reward("classifier-log-prob", weights=str(weights)))
-    scores = score_rewards([reward], images, [{"label": label} for label in labels], timeout=30.0)
+    scores = score_rewards([reward], images, [{"label": label} for label in labels], timeout=30.0).checked()
     probabilities = DigitClassifier("strided5x5", 4, seed=3)(images).logits_BK.softmax(dim=-1)
     expected = torch.stack([probabilities[row, label].log() for row, label in enumerate(labels)]).detach()
     torch.testing.assert_close(scores.values_NR[:, 0], expected)
@@ -52,13 +53,13 @@ def test_the_classifier_is_read_once(weights: Path) -> None:
 def test_rows_without_a_known_class_are_refused(weights: Path, rows: list[dict[str, object]], message: str) -> None:
     reward = Reward("classifier", load_reward("classifier-log-prob", weights=str(weights)))
     with pytest.raises(RewardError, match=message):
-        score_rewards([reward], digits(2), rows, timeout=30.0)
+        score_rewards([reward], digits(2), rows, timeout=30.0).checked()
 
 
 def test_a_missing_classifier_is_refused(tmp_path: Path) -> None:
     reward = Reward("classifier", load_reward("classifier-log-prob", weights=str(tmp_path / "none.safetensors")))
     with pytest.raises(RewardError, match=r"raised FileNotFoundError: .*none.safetensors"):
-        score_rewards([reward], digits(1), [{"label": 1}], timeout=30.0)
+        score_rewards([reward], digits(1), [{"label": 1}], timeout=30.0).checked()
 
 
 def test_jpeg_counts_kilobytes_and_prefers_the_smooth() -> None:

@@ -162,7 +162,7 @@ def test_a_reward_that_does_not_apply_is_left_out(tmp_path: Path) -> None:
     assert batch["advantages"][:3].sum().abs() < 1e-5
     values_N = brightness(trainer.generator.decode(batch["rollout"]), [])
     logged = means(trainer.pending)
-    assert logged["not_applicable"] == 0.5
+    assert logged["not_applicable/sometimes"] == 0.5
     assert logged["reward/sometimes"] == pytest.approx(values_N[[0, 2, 5]].mean().item(), rel=1e-5)
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, RewardError, RewardScores, score_rewards
+from rewards.base import Reward, RewardError
+from rewards.scoring import RewardScores, score_rewards
 
 IMAGES = torch.arange(3 * 4 * 5 * 3, dtype=torch.uint8).reshape(3, 4, 5, 3)
 CONDITIONS = [{"label": label} for label in (2, 0, 1)]
@@ -20,7 +21,7 @@ CONDITIONS = [{"label": label} for label in (2, 0, 1)]
 
 def score(*functions: Callable[..., Any], timeout: float | None = 5.0) -> RewardScores:
     rewards = [Reward(f"r{index}", function) for index, function in enumerate(functions)]
-    return score_rewards(rewards, IMAGES, CONDITIONS, timeout=timeout)
+    return score_rewards(rewards, IMAGES, CONDITIONS, timeout=timeout).checked()
 
 
 def labels(images: Tensor, conditions: list[dict[str, Any]]) -> list[int]:
