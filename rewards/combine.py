@@ -122,10 +122,10 @@ class RewardSet:
             gated: what a reward is where its gate is closed; NaN, which is left out of a row's sum and of every mean, or
                 0, for sums whose terms must all be there. A gate that does not apply to an image is closed.
         """
-        values_NR = values_NR.clone()
+        raw_NR, values_NR = values_NR, values_NR.clone()
         for index, reward in enumerate(self.rewards):
             if (gate := reward.gate) is not None:
-                closed_N = ~(values_NR[:, self._index(gate.reward)] >= gate.at_least)
+                closed_N = ~(raw_NR[:, self._index(gate.reward)] >= gate.at_least)
                 values_NR[:, index] = values_NR[:, index].masked_fill(closed_N, gated)
         columns = [values_NR[:, index] for index, reward in enumerate(self.rewards) if reward.weight]
         columns += [

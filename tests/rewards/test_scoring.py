@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rewards.base import Reward, RewardError
-from rewards.scoring import RewardScores, score_rewards
+from rewards.base import PartialScores, Reward, RewardError, groupwise
+from rewards.scoring import BackgroundScorer, RewardScores, score_rewards, whole_groups
 
 IMAGES = torch.arange(3 * 4 * 5 * 3, dtype=torch.uint8).reshape(3, 4, 5, 3)
 CONDITIONS = [{"label": label} for label in (2, 0, 1)]
@@ -167,10 +168,184 @@ def test_a_weight_is_finite() -> None:
         Reward("r", labels, weight=float("nan"))
 
 
+# --- failures that are masked, not raised
+
+
+def failing(images: Tensor, conditions: list[dict[str, Any]]) -> list[float]:
+    raise KeyError("weights")
+
+
+def partly(images: Tensor, conditions: list[dict[str, Any]]) -> PartialScores:
+    return PartialScores([1.0, 2.0, float("nan")], [True, False, True], "no reply for one")
+
+
+def test_a_failure_is_no_number_and_leaves_the_others_alone() -> None:
+    rewards = [Reward("bad", failing), Reward("labels", labels), Reward("partly", partly)]
+    scores = score_rewards(rewards, IMAGES, CONDITIONS, timeout=5.0)
+    assert scores.valid_NR.tolist() == [[False, True, True], [False, True, False], [False, True, True]]
+    assert scores.values_NR[:, 0].isnan().all()
+    assert scores.values_NR[:, 1].tolist() == [2, 0, 1]
+    assert scores.values_NR[0, 2] == 1.0
+    assert scores.values_NR[1:, 2].isnan().all()
+    assert list(scores.errors) == ["bad", "partly"]
+    report = scores.report()
+    assert report.failed == {"bad": 3, "labels": 0, "partly": 1}
+    assert report.total == 3
+    assert report.errors["partly"] == "reward 'partly' failed: no reply for one"
+    with pytest.raises(RewardError, match="reward 'bad' raised KeyError"):
+        scores.checked()
+
+
+def test_what_is_not_valid_is_not_read() -> None:
+    def half(images: Tensor, conditions: list[dict[str, Any]]) -> PartialScores:
+        return PartialScores(torch.tensor([float("inf"), 3.0, 4.0]), torch.tensor([False, True, True]), "the first")
+
+    assert score_rewards([Reward("half", half)], IMAGES, CONDITIONS, timeout=5.0).values_NR[1:, 0].tolist() == [3, 4]
+
+
+def test_what_hangs_is_not_called_again() -> None:
+    release, calls = threading.Event(), []
+
+    def hanging(images: Tensor, conditions: list[dict[str, Any]]) -> list[float]:
+        calls.append(len(images))
+        release.wait(30)
+        return [0.0] * len(images)
+
+    rewards = [Reward("slow", hanging)]
+    try:
+        for message in ("gave no answer for 3 images", "is still busy with an earlier batch"):
+            with pytest.raises(RewardError, match=f"reward 'slow' {message}"):
+                score_rewards(rewards, IMAGES, CONDITIONS, timeout=0.05).checked()
+        assert calls == [3]
+    finally:
+        release.set()
+
+
+# --- groups
+
+
+@groupwise
+def rank(images: Tensor, conditions: list[dict[str, Any]], *, scale: float = 1.0) -> Tensor:
+    """The place of each image among those that it sees, by its first pixel."""
+    return scale * images[:, 0, 0, 0].argsort().argsort().float()
+
+
+def test_a_groupwise_reward_sees_one_group_at_a_time() -> None:
+    images = torch.zeros(6, 2, 2, 3, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor([30, 20, 10, 2, 3, 1])
+    rows = [{"label": 0}] * 3 + [{"label": 1}] * 3
+    reward = Reward("rank", partial(rank, scale=2.0))
+    assert reward.kind == "group"
+    scores = score_rewards([reward], images, rows, timeout=5.0, group_size=3)
+    assert scores.values_NR[:, 0].tolist() == [4, 2, 0, 2, 4, 0]
+    with pytest.raises(
+        ValueError, match="reward 'rank' compares the images of one prompt; 6 images in groups of 4 are none"
+    ):
+        score_rewards([reward], images, rows, timeout=5.0, group_size=4)
+    with pytest.raises(ValueError, match="in groups of None are none"):
+        score_rewards([reward], images, rows, timeout=5.0)
+
+
+def test_a_group_that_fails_leaves_the_others() -> None:
+    @groupwise
+    def picky(images: Tensor, conditions: list[dict[str, Any]]) -> list[float]:
+        if conditions[0]["label"] == 1:
+            raise OverflowError("too many")
+        return [1.0] * len(images)
+
+    rows = [{"label": label} for label in (0, 0, 1, 1, 2, 2)]
+    images = torch.zeros(6, 2, 2, 3, dtype=torch.uint8)
+    scores = score_rewards([Reward("picky", picky)], images, rows, timeout=5.0, group_size=2)
+    assert scores.valid_NR[:, 0].tolist() == [True, True, False, False, True, True]
+    assert "OverflowError: too many" in str(scores.errors["picky"])
+
+
+def test_batches_are_whole_groups_where_groups_are_compared() -> None:
+    assert [whole_groups([Reward("rank", rank)], size, 4) for size in (1, 4, 7, 8)] == [4, 4, 4, 8]
+    assert whole_groups([Reward("labels", labels)], 7, 4) == 7
+
+
+# --- distributions
+
+
+class Spread:
+    """Describes by two numbers, keeps how many images it has seen."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.fails = fails
+
+    def describe(self, images: Tensor, conditions: list[dict[str, Any]]) -> Tensor:
+        if self.fails:
+            raise OSError("no extractor")
+        return images.double().mean(dim=(1, 2))[:, :2]
+
+    def score(self, features_ND: Tensor) -> Tensor: ...
+
+    def advance(self, features_ND: Tensor) -> None: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None: ...
+
+
+def test_a_distribution_reward_describes() -> None:
+    reward = Reward("spread", Spread())
+    assert reward.kind == "distribution"
+    scores = score_rewards([reward, Reward("labels", labels)], IMAGES, CONDITIONS, timeout=5.0)
+    assert scores.values_NR[:, 0].isnan().all()
+    assert scores.valid_NR.all()
+    torch.testing.assert_close(scores.features["spread"], IMAGES.double().mean(dim=(1, 2))[:, :2])
+    failed = score_rewards([Reward("spread", Spread(fails=True))], IMAGES[:1], CONDITIONS[:1], timeout=5.0)
+    assert not failed.valid_NR.any()
+    whole = RewardScores.cat([failed, score_rewards([reward], IMAGES, CONDITIONS, timeout=5.0)])
+    assert whole.features["spread"].shape == (4, 2)
+    assert whole.features["spread"].isnan().any(dim=1).tolist() == [True, False, False, False]
+    assert whole.valid_NR[:, 0].tolist() == [False, True, True, True]
+
+
+# --- in the background
+
+
+def test_scores_in_the_background_are_those_of_the_foreground() -> None:
+    rewards = [Reward("labels", labels), Reward("partly", partly)]
+    scorer = BackgroundScorer(rewards, timeout=5.0)
+    for _ in range(3):
+        scorer.submit(IMAGES, CONDITIONS)
+    scores, one = scorer.collect(), score_rewards(rewards, IMAGES, CONDITIONS, timeout=5.0)
+    assert torch.equal(scores.values_NR.nan_to_num(-1), one.values_NR.repeat(3, 1).nan_to_num(-1))
+    assert torch.equal(scores.valid_NR, one.valid_NR.repeat(3, 1))
+    assert str(scores.errors["partly"]) == str(one.errors["partly"])
+
+
+def test_scoring_goes_on_while_the_caller_works() -> None:
+    entered, working = threading.Event(), threading.Event()
+
+    def waits(images: Tensor, conditions: list[dict[str, Any]]) -> list[float]:
+        entered.set()
+        assert working.wait(10)
+        return [0.0] * len(images)
+
+    scorer = BackgroundScorer([Reward("waits", waits)], timeout=20.0)
+    scorer.submit(IMAGES, CONDITIONS)
+    assert entered.wait(10)  # it has begun, and the caller is free
+    time.sleep(0.1)
+    working.set()
+    assert scorer.collect().valid_NR.all()
+    assert scorer.hidden >= 0.09
+    assert scorer.exposed < scorer.hidden
+
+
+def test_the_callers_mistakes_come_out_of_the_background() -> None:
+    scorer = BackgroundScorer([Reward("labels", labels)], timeout=5.0)
+    scorer.submit(IMAGES, CONDITIONS[:2])
+    with pytest.raises(ValueError, match="3 images but 2 conditions"):
+        scorer.collect()
+
+
 @pytest.mark.gpu
 def test_images_may_be_on_a_gpu() -> None:
     def look(images: Tensor, conditions: list[dict[str, Any]]) -> Tensor:
-        assert torch.cuda.current_device() == images.device.index
+        assert images.device.type == "cpu"
         return images.float().mean(dim=(1, 2, 3))
 
     images = IMAGES.to(f"cuda:{torch.cuda.device_count() - 1}")

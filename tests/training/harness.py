@@ -49,7 +49,7 @@ from align.training.trainer import AlignTrainer
 from align.types import Average
 from recipes.supplies import Supplies
 from recipes.train import OURS, train_generator
-from rewards.base import Reward
+from rewards.base import Reward, groupwise
 
 gc.freeze()  # accelerate collects garbage at the start of each run, and walking torch's objects would take most of it
 
@@ -104,6 +104,34 @@ def darkness(images: Tensor, conditions: Sequence[Mapping[str, Any]]) -> Tensor:
 
 
 BRIGHTNESS = (Reward("brightness", brightness),)
+
+
+@groupwise
+def place(images: Tensor, conditions: Sequence[Mapping[str, Any]]) -> Tensor:
+    """The place of each image in its group by brightness, from 0."""
+    return brightness(images, conditions).argsort().argsort().float()
+
+
+class Novelty:
+    """How far an image's brightness is from the moving mean of the steps before, and from that of its own step."""
+
+    def __init__(self) -> None:
+        self.mean = torch.zeros(1, dtype=torch.float64)
+
+    def describe(self, images: Tensor, conditions: Sequence[Mapping[str, Any]]) -> Tensor:
+        return brightness(images, conditions)[:, None]
+
+    def score(self, features_ND: Tensor) -> Tensor:
+        return ((features_ND - self.mean).abs() + (features_ND - features_ND.mean(dim=0)).abs()).squeeze(1)
+
+    def advance(self, features_ND: Tensor) -> None:
+        self.mean = 0.5 * self.mean + 0.5 * features_ND.mean(dim=0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.mean = state.get("mean", torch.zeros(1, dtype=torch.float64)).clone()
 
 
 # --- data
@@ -162,6 +190,8 @@ def make_supplies(
             num_generations=rollouts.num_generations,
             rows_per_step=rows,
             num_iterations=rollouts.num_iterations,
+            processes=world,
+            micro_batch=settings["per_device_train_batch_size"],
         )
         source = Rollouts(rollouts, rewards, credit)
     elif kind == "pairs":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,28 @@ def run(folder: Path, ranks: int, *objectives: str, resume: bool = False) -> Non
     how = [str(folder), str(4 // ranks), str(ranks), "resume" if resume else "anew", *objectives]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent.parent)}
     subprocess.run([sys.executable, *launch, str(SCRIPT), *how], env=environment, check=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_on_one_rank_stops_all_with_its_message(tmp_path: Path) -> None:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent.parent)}
+    script = str(SCRIPT.with_name("failing_rank.py"))
+    subprocess.run([sys.executable, *launch, script, str(tmp_path)], env=environment, check=True, timeout=120)
+    of_second = {
+        "raises": "RewardError: 3 of the last 6 scores of reward 'bad' failed, .*reward 'bad' raised OSError: its weights are gone",
+        "hangs": "RewardError: 3 of the last 6 scores of reward 'bad' failed, .*gave no answer for 3 images within 1 seconds",
+        "decoding": "RuntimeError: out of memory",
+    }
+    of_first = {
+        **of_second,
+        "decoding": "RewardError: process 1 stopped while it made its rollouts: RuntimeError: out of",
+    }
+    for rank, expected in enumerate((of_first, of_second)):
+        for case, message in expected.items():
+            seconds, told = (tmp_path / f"{case}-rank{rank}.txt").read_text().split("\n", 1)
+            assert re.match(message, told), (case, rank, told)
+            assert float(seconds) < 10, (case, rank)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -6,7 +6,16 @@ import sys
 from pathlib import Path
 
 import torch
-from training.harness import BRIGHTNESS, OBJECTIVES, SETTINGS, darkness, make_generator, make_supplies
+from training.harness import (
+    BRIGHTNESS,
+    OBJECTIVES,
+    SETTINGS,
+    Novelty,
+    darkness,
+    make_generator,
+    make_supplies,
+    place,
+)
 
 from align.training.penalties import KLPenalty
 from recipes.train import train_generator
@@ -31,7 +40,12 @@ def main(folder: Path, objective: str, micro_batch: int, world: int, *, resume: 
         settings,
         world=world,
         rollout={"num_generations": 4, "num_iterations": 2},
-        rewards=[*BRIGHTNESS, Reward("darkness", darkness, 0.0)],
+        rewards=[
+            *BRIGHTNESS,
+            Reward("darkness", darkness, 0.0),
+            Reward("place", place, 0.1),
+            Reward("novelty", Novelty(), 0.5),
+        ],
         penalties=[KLPenalty(0.1, estimator="k2", target=1e-3)] if objective == "grpo" else [],
     )
     train_generator(
