@@ -21,7 +21,12 @@ BUILT_IN = (
     EntryPoint("classifier-log-prob", "rewards.builtin.classifier:classifier_log_prob", GROUP),
     EntryPoint("loo-fid", "rewards.builtin.frechet:LeaveOneOutFrechet", GROUP),
     EntryPoint("image-reward", "rewards.builtin.image_reward:ImageReward", GROUP),
+    EntryPoint("geneval", "rewards.builtin.geneval:GenEvalReward", GROUP),
     EntryPoint("jpeg-compressibility", "rewards.builtin.jpeg:jpeg_compressibility", GROUP),
+    EntryPoint("jpeg-incompressibility", "rewards.builtin.jpeg:jpeg_incompressibility", GROUP),
+    EntryPoint("ocr-text-match", "rewards.builtin.ocr:OcrTextMatch", GROUP),
+    EntryPoint("pixel-reconstruction", "rewards.builtin.reconstruction:PixelReconstruction", GROUP),
+    EntryPoint("vlm-judge", "rewards.builtin.vlm_judge:VlmJudge", GROUP),
 )
 
 
@@ -65,7 +70,7 @@ def find_reward(name: str) -> Any:
         ValueError: an unknown name, or a file or package that does not import or lacks it.
     """
     path, _, attribute = name.rpartition(":")
-    return _from_file(Path(path), attribute) if path.endswith(".py") else _from_registry(name)
+    return load_from_file(Path(path), attribute) if path.endswith(".py") else _from_registry(name)
 
 
 def _check_callable(name: str, found: Any) -> None:
@@ -86,14 +91,14 @@ def registered() -> dict[str, list[EntryPoint]]:
 
 
 def _from_registry(name: str) -> Any:
-    registered = registered()
-    if name not in registered:
-        near = difflib.get_close_matches(name, registered, n=1)
+    known = registered()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
-            f"unknown reward {name!r}; known: {', '.join(sorted(registered))}{hint} Your own is path/to/file.py:function, or registered under {GROUP} by a package that is installed"
+            f"unknown reward {name!r}; known: {', '.join(sorted(known))}{hint} Your own is path/to/file.py:function, or registered under {GROUP} by a package that is installed"
         )
-    points = registered[name]
+    points = known[name]
     if len(points) > 1:
         homes = ", ".join(point.value for point in points)
         raise ValueError(f"there are {len(points)} rewards named {name!r}: {homes}; rename or uninstall all but one")
@@ -105,11 +110,14 @@ def _from_registry(name: str) -> Any:
         ) from error
 
 
-def _from_file(path: Path, attribute: str) -> Any:
+def load_from_file(path: Path, attribute: str) -> Any:
+    """What a file that ends in .py has under a name; the file is run each time.
+
+    Raises:
+        ValueError: no such file, one that does not import, or that lacks the name.
+    """
     if not path.exists():
-        raise ValueError(
-            f"there is no file {path} to load the reward {attribute!r} from; the path is relative to {Path.cwd()}"
-        )
+        raise ValueError(f"there is no file {path} to load {attribute!r} from; the path is relative to {Path.cwd()}")
     module_name = f"align_reward_{path.stem}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None  # it ends in .py
@@ -143,4 +151,6 @@ def _check_signature(name: str, called: Callable[..., Any], given: tuple[None, .
     except TypeError as error:
         shown = ", ".join([*("images", "conditions")[: len(given)], *(f"{key}=..." for key in kwargs)])
         what = "function" if given else "class"
-        raise ValueError(f"reward {name!r} cannot be called as {what}({shown}): {error}; it takes {signature}") from error
+        raise ValueError(
+            f"reward {name!r} cannot be called as {what}({shown}): {error}; it takes {signature}"
+        ) from error
