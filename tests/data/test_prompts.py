@@ -199,3 +199,17 @@ def test_what_is_no_caption_file_is_refused(tmp_path: Path, name: str, content: 
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no captions: there is no shard-\*.jsonl in it"):
         read_captions(tmp_path)
+
+
+def test_a_group_stays_on_one_process() -> None:
+    """Two processes take micro-batches of two rows in turn; their six rows of a step are two whole groups of three."""
+    items = stream(rows_per_step=12, processes=2, micro_batch=2)
+    positions = column(items, "position", range(24))
+    dealt = torch.tensor(positions).view(2, 3, 2, 2)  # steps, turns, processes, rows
+    assert dealt[0, :, 0].flatten().tolist() == [0, 1, 2, 3, 4, 5]
+    assert dealt[0, :, 1].flatten().tolist() == [6, 7, 8, 9, 10, 11]
+    assert dealt[1, :, 0].flatten().tolist() == [12, 13, 14, 15, 16, 17]
+    labels = dict(zip(positions, column(items, "label", range(24)), strict=True))
+    assert labels == dict(enumerate(column(stream(rows_per_step=12), "label", range(24))))
+    with pytest.raises(ValueError, match="12 rows does not divide into micro-batches of 5 on 2 processes"):
+        stream(rows_per_step=12, processes=2, micro_batch=5)

@@ -14,6 +14,7 @@ from conftest import tiny_llamagen, tiny_var
 from training.harness import (
     BRIGHTNESS,
     OBJECTIVES,
+    Novelty,
     assert_same,
     darkness,
     killed_at,
@@ -96,7 +97,7 @@ def test_resuming_in_the_middle_of_a_buffer_equals_never_stopping(
     def run(folder: Path, **more: Any) -> Any:
         supplies = {
             "rollout": {"num_iterations": 2, "kl_in_reward": 0.01, "sampling": GUIDED, "scoring": Scoring(GUIDED)},
-            "rewards": [*BRIGHTNESS, Reward("darkness", darkness, 0.0)],
+            "rewards": [*BRIGHTNESS, Reward("darkness", darkness, 0.0), Reward("novelty", Novelty(), 0.5)],
             "reference": FrozenReference(tiny_llamagen(), sync_steps=2),
             "penalties": [KLPenalty(0.1, estimator="k2", target=0.01)],
         }
