@@ -6,8 +6,6 @@ import shutil
 
 from rewards.catalog import Entry, catalog
 
-INSTALL = "pip install 'ar-align[rewards]'"
-
 
 def main(words: list[str]) -> None:
     if words:
@@ -17,19 +15,18 @@ def main(words: list[str]) -> None:
     room = max(40, shutil.get_terminal_size((120, 24)).columns - width - 14)
     for entry in entries:
         print(f"{entry.name:<{width}}{entry.kind:<14}{_cut(entry.summary, room)}")
-        if entry.home != "built in" or entry.needs:
+        if entry.home != "built in" or entry.uses:
             print(f"{'':<{width + 14}}{from_where(entry)}")
     print("\nYour own: path/to/file.py:function. To see one's settings: align rewards show NAME")
 
 
 def from_where(entry: Entry) -> str:
-    """`built in; needs open_clip, installed`."""
-    if not entry.needs:
-        return entry.home
-    if not entry.missing:
-        return f"{entry.home}; needs {', '.join(entry.needs)}, installed"
-    how = INSTALL if entry.home == "built in" else "install it"
-    return f"{entry.home}; needs {', '.join(entry.needs)}; MISSING: {', '.join(entry.missing)} ({how})"
+    """`built in; uses open_clip`, and what to do where that is not installed."""
+    parts = [entry.home]
+    if entry.uses:
+        parts.append(f"uses {', '.join(entry.uses)}")
+    parts += [f"{name} is not installed: {how}" for name, how in entry.missing.items()]
+    return "; ".join(parts)
 
 
 def _cut(text: str, room: int) -> str:

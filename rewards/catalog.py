@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, requires
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,8 +25,8 @@ class Entry:
     kind: image, group, distribution, or empty if its source does not tell.
     summary: the first paragraph of its docstring.
     home: `built in`, or the package and version that registers it.
-    needs: optional packages that it imports, by the names that they are imported under.
-    missing: those that are not installed.
+    uses: optional packages that it imports somewhere, by the names that they are imported under.
+    missing: those that are not installed, with what installs them.
     """
 
     name: str
@@ -33,8 +34,8 @@ class Entry:
     summary: str
     home: str
     value: str
-    needs: tuple[str, ...]
-    missing: tuple[str, ...]
+    uses: tuple[str, ...]
+    missing: dict[str, str]
 
 
 def catalog() -> list[Entry]:
@@ -46,16 +47,26 @@ def _entry(point: EntryPoint) -> Entry:
     home = f"{point.dist.name} {point.dist.version}" if point.dist is not None else "built in"
     path = _source(point.module)
     if path is None:
-        return Entry(point.name, "", f"its module {point.module} is not installed", home, point.value, (), ())
+        return Entry(point.name, "", f"its module {point.module} is not installed", home, point.value, (), {})
     tree = ast.parse(path.read_text())
     found = next((node for node in tree.body if getattr(node, "name", None) == point.attr), None)
     kind, summary = "", ""
     if isinstance(found, ast.FunctionDef | ast.ClassDef):
         kind = _kind(found)
         summary = " ".join((ast.get_docstring(found) or "").split("\n\n")[0].split())
-    needs = tuple(sorted(_optional(tree, {path})))
-    missing = tuple(name for name in needs if find_spec(name) is None)
-    return Entry(point.name, kind, summary, home, point.value, needs, missing)
+    uses = tuple(sorted(set(_optional(tree, {path}))))
+    missing = {name: installs(name) for name in uses if find_spec(name) is None}
+    return Entry(point.name, kind, summary, home, point.value, uses, missing)
+
+
+def installs(module: str) -> str:
+    """What installs an optional module: `pip install 'ar-align[rewards]'`, or that of its own name."""
+    for requirement in requires("ar-align") or []:
+        package, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"](\w+)['\"]", requirement)
+        # open_clip comes with open_clip_torch
+        if package and extra and package[0].replace("-", "_").startswith(module) and extra[1] != "dev":
+            return f"pip install 'ar-align[{extra[1]}]'"
+    return f"pip install {module}"
 
 
 def _kind(found: ast.FunctionDef | ast.ClassDef) -> str:

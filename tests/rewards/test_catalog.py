@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rewards.base import kind_of
-from rewards.catalog import catalog
+from rewards.catalog import catalog, installs
 from rewards.registry import BUILT_IN, find_reward
 
 MODULE = '''
@@ -76,9 +76,14 @@ def test_source_is_read_and_not_run() -> None:
         "judge": "group",
         "elsewhere": "",
     }
-    assert sharp.needs == ("paddle_of_nowhere", "pytest")
-    assert sharp.missing == ("paddle_of_nowhere",)
+    assert sharp.uses == ("paddle_of_nowhere", "pytest")
+    assert sharp.missing == {"paddle_of_nowhere": "pip install paddle_of_nowhere"}
     assert found["gone"].summary == "its module strange_rewards.lost is not installed"
+
+
+def test_what_installs_a_module_is_the_extra_that_holds_it() -> None:
+    assert installs("lpips") == "pip install 'ar-align[lpips]'"
+    assert installs("peft") == "pip install 'ar-align[lora]'"  # dev holds it too
 
 
 def test_what_is_told_of_the_built_in_ones_is_so() -> None:
