@@ -19,6 +19,11 @@ def jpeg_compressibility(images: Tensor, conditions: list[dict[str, Any]]) -> li
     return [-_kilobytes(image) for image in images.cpu()]
 
 
+def jpeg_incompressibility(images: Tensor, conditions: list[dict[str, Any]]) -> list[float]:
+    """The same size, not less of it: the more detail or noise, the larger."""
+    return [_kilobytes(image) for image in images.cpu()]
+
+
 def _kilobytes(image_HW3: Tensor) -> float:
     buffer = io.BytesIO()
     Image.fromarray(image_HW3.numpy()).save(buffer, format="JPEG", quality=QUALITY)

@@ -69,3 +69,9 @@ def test_jpeg_counts_kilobytes_and_prefers_the_smooth() -> None:
     Image.fromarray(images[1].numpy()).save(buffer, format="JPEG", quality=75)
     assert noisy == -len(buffer.getvalue()) / 1000
     assert noisy < flat < 0
+
+
+def test_jpeg_either_way() -> None:
+    small, large = load_reward("jpeg-compressibility"), load_reward("jpeg-incompressibility")
+    images = digits(2)
+    assert [-kilobytes for kilobytes in small(images, [{}, {}])] == large(images, [{}, {}])

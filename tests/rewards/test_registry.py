@@ -95,7 +95,7 @@ def test_a_reward_of_an_installed_package() -> None:
         ("jpeg", r"unknown reward 'jpeg'; known: .*classifier-log-prob, .*jpeg-compressibility"),
         ("jpeg-compresibility", r"did you mean 'jpeg-compressibility'\?"),
         ("mine:redness", r"unknown reward 'mine:redness'; .*Your own is path/to/file.py:function"),
-        ("missing.py:redness", r"there is no file missing.py to load the reward 'redness' from"),
+        ("missing.py:redness", r"there is no file missing.py to load 'redness' from"),
     ],
 )
 def test_an_unknown_name_is_answered_with_what_is_known(name: str, message: str) -> None:

@@ -1,0 +1,62 @@
+"""From a chat completion to a number in [0, 1], or to an error that shows what was answered."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from rewards.builtin.endpoint import SHOWN, EndpointError
+
+
+def read_number(reply: Any, pattern: re.Pattern[str], low: float, high: float) -> float:
+    """The last number that the pattern's group finds, from [low, high] to [0, 1]."""
+    text = text_of(reply)
+    found = pattern.findall(text)
+    if not found:
+        raise EndpointError(f"the answer has nothing that fits {pattern.pattern!r}: {text!r:.{SHOWN}}")
+    try:
+        number = float(found[-1])
+    except ValueError as error:
+        raise EndpointError(f"the answer has {found[-1]!r} where a number should be: {text!r:.{SHOWN}}") from error
+    if not low <= number <= high:
+        raise EndpointError(f"the answer has {number:g}, which is not from {low:g} to {high:g}: {text!r:.{SHOWN}}")
+    return (number - low) / (high - low)
+
+
+def read_yes_no(reply: Any) -> float:
+    """1 or 0, by the first word."""
+    text = text_of(reply)
+    first = re.search(r"\w+", text)
+    word = first.group().casefold() if first else ""
+    if word not in ("yes", "no"):
+        raise EndpointError(f"the answer begins with neither yes nor no: {text!r:.{SHOWN}}")
+    return float(word == "yes")
+
+
+def read_probability(reply: Any) -> float:
+    """P(yes) / (P(yes) + P(no)) of the first token, over all its likeliest spellings (case, spaces around)."""
+    try:
+        likeliest = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        chances = [(str(one["token"]).strip().casefold(), math.exp(one["logprob"])) for one in likeliest]
+    except (KeyError, IndexError, TypeError) as error:
+        raise EndpointError(
+            f"the server gives no log-probabilities; start it so that it does, or take the answer yes-no. It said {reply!r:.{SHOWN}}"
+        ) from error
+    yes, no = (sum(chance for token, chance in chances if token == word) for word in ("yes", "no"))
+    if yes + no == 0:
+        raise EndpointError(
+            f"neither yes nor no is among the likeliest first words: {', '.join(token for token, _ in chances)!r:.{SHOWN}}"
+        )
+    return yes / (yes + no)
+
+
+def text_of(reply: Any) -> str:
+    """What the model said."""
+    try:
+        text = reply["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise EndpointError(f"the server's answer is no chat completion: {reply!r:.{SHOWN}}") from error
+    if not isinstance(text, str):
+        raise EndpointError(f"the model said nothing: {reply!r:.{SHOWN}}")
+    return text
