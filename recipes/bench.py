@@ -28,7 +28,8 @@ from recipes.choices import options
 from recipes.config import compose, with_sections
 from recipes.evaluate import Judge, base_settings
 from recipes.exports import find_export
-from recipes.parts import make_generator, make_protocol, make_rewards, num_classes
+from recipes.parts import make_generator, make_protocol, num_classes
+from recipes.reward_settings import make_rewards
 from recipes.run import Run, refuse_many_processes, say
 from recipes.supplies import check_recipe
 from recipes.train import align_generator

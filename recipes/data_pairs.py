@@ -23,7 +23,8 @@ from align.progress import progress_bar
 from align.sampling import generate
 from recipes.conditions import make_rows
 from recipes.config import compose
-from recipes.parts import make_generator, make_rewards, make_sampling, tokenizer_hash
+from recipes.parts import make_generator, make_sampling, tokenizer_hash
+from recipes.reward_settings import make_rewards
 from recipes.run import Run, say
 from rewards.combine import RewardSet
 from rewards.failures import FailureWindow

@@ -33,6 +33,7 @@ from rewards.scoring import score_rewards
 
 GRID_COLUMNS = 10
 GRID_IMAGES = 60
+NO_REWARDS = RewardSet(())
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Judge:
     num_images: int
     batch_size: int
     folder: Path
-    rewards: RewardSet = RewardSet(())
+    rewards: RewardSet = NO_REWARDS
     classes: Sequence[int] | None = None
     reuse: bool = False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from omegaconf import OmegaConf
 
-from recipes.parts import make_rewards
+from recipes.reward_settings import make_rewards
 from recipes.reward_words import entry_of, read_words
 from rewards.check import check_reward
 from rewards.findings import line_of, summary

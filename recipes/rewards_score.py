@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from align.data.readers.base import EXTENSIONS, UnreadableRow, decode_image
-from recipes.parts import make_rewards
+from recipes.reward_settings import make_rewards
 from recipes.reward_words import entry_of, read_words
 from rewards.base import DistributionReward, Reward
 from rewards.scoring import score_rewards

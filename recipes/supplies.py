@@ -25,7 +25,8 @@ from align.training.straight_through import StraightThrough
 from align.types import SamplingConfig
 from recipes.conditions import make_rows
 from recipes.data_pairs import draw_pairs
-from recipes.parts import make_objective, make_rewards, use_bf16, zoo_file
+from recipes.parts import make_objective, use_bf16, zoo_file
+from recipes.reward_settings import make_rewards
 from recipes.rounds import check_rounds
 from recipes.run import is_first_process, num_processes, process_index
 from recipes.training_data import make_pairs, make_stream

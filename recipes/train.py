@@ -35,10 +35,10 @@ from recipes.parts import (
     make_generator,
     make_objective,
     make_protocol,
-    make_rewards,
     tokenizer_hash,
     use_bf16,
 )
+from recipes.reward_settings import make_rewards
 from recipes.rounds import play
 from recipes.rounds import wanted as rounds_wanted
 from recipes.run import Run, is_first_process, refuse_many_processes, say

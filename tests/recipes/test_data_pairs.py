@@ -17,9 +17,8 @@ from align.files import sha256_of_tensors
 from align.sampling import sample
 from align.types import SamplingConfig
 from recipes.cli import main
-from recipes.parts import make_rewards
+from recipes.reward_settings import make_rewards
 from recipes.training_data import make_codes, make_pairs
-from rewards.combine import RewardSet
 from rewards.scoring import score_rewards
 
 FEW = ["num_prompts=6", "num_generations=3", "batch_size=7"]
@@ -164,33 +163,6 @@ def test_mistakes_end_in_one_clear_line(capsys: pytest.CaptureFixture[str], argu
     assert message in error
     assert "Traceback" not in error
     assert not Path("runs/pairs/pairs.safetensors").exists()
-
-
-def test_rewards_keep_their_order_names_and_weights() -> None:
-    config = OmegaConf.create(
-        {
-            "rewards": [
-                {"name": "jpeg-compressibility", "weight": -2},
-                {"name": "classifier-log-prob", "kwargs": {"weights": "zoo:mnist-llamagen"}},
-            ]
-        }
-    )
-    rewards = make_rewards(config)
-    assert [(reward.name, reward.weight) for reward in rewards.rewards] == [
-        ("jpeg-compressibility", -2),
-        ("classifier-log-prob", 1),
-    ]
-    images = torch.zeros(1, 28, 28, 3, dtype=torch.uint8)
-    assert score_rewards(rewards.rewards, images, [{"label": 1}], timeout=60.0).values_NR.shape == (1, 2)
-    assert make_rewards(OmegaConf.create({"rewards": []})) == RewardSet(())
-
-
-def test_a_zoo_entry_without_a_reward_is_refused() -> None:
-    Path("entry").mkdir()
-    Path("entry/config.json").write_text('{"family": "llamagen"}')
-    entry = {"name": "classifier-log-prob", "kwargs": {"weights": "zoo:entry"}}
-    with pytest.raises(ValueError, match=r"zoo:entry comes without 'reward'; its config.json has family"):
-        make_rewards(OmegaConf.create({"rewards": [entry]}))
 
 
 def tiny_pairs(*, length: int = 49, largest: int = 63, label: int = 9, tokenizer: str = "") -> PreferencePairs:
