@@ -63,7 +63,8 @@ def _run(arguments: list[str]) -> int:
         return _fail(f"unknown command {command!r}; known: {', '.join(COMMANDS)}.{hint}", 2)
     if "-h" in overrides or "--help" in overrides:
         return _help(command, overrides)
-    sys.path.insert(0, str(Path.cwd()))  # objectives of the user's own, named in a YAML, lie where they work
+    # objectives of the user's own, named in a YAML, lie where they work; behind us, or their rewards.py would hide ours
+    sys.path += [str(Path(__file__).parents[1]), str(Path.cwd())]
     try:
         importlib.import_module(COMMANDS[command][0]).main(overrides)
     except BrokenPipeError:

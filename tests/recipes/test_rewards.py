@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +147,14 @@ def test_failures_are_shown_beside_the_scores(capsys: pytest.CaptureFixture[str]
     found = json.loads(capsys.readouterr().out)
     assert [(one["score"], one["valid"]) for one in found["scores"]] == [(0.5, True), (None, False), (None, False)]
     assert found["error"] == "reward 'mine.py:first_only' failed: too dark"
+
+
+@pytest.mark.slow
+def test_a_file_named_like_a_package_of_ours_hides_nothing() -> None:
+    Path("rewards.py").write_text(CODE)
+    command = [sys.executable, "-P", "-m", "recipes.cli", "rewards", "score", "rewards.py:redness", "pictures/a.png"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("pictures/a.png  0.2\n"), done.stderr
 
 
 def test_check_runs_the_contract(capsys: pytest.CaptureFixture[str]) -> None:
