@@ -11,10 +11,10 @@ from PIL import Image
 
 from evaluation.classifier import DigitClassifier, save_classifier
 from rewards.base import Reward, RewardError
-from rewards.scoring import score_rewards
 from rewards.builtin.classifier import classifier_log_prob
 from rewards.builtin.jpeg import jpeg_compressibility
 from rewards.registry import load_reward
+from rewards.scoring import score_rewards
 
 
 @pytest.fixture
