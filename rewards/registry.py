@@ -18,15 +18,20 @@ if TYPE_CHECKING:  # `align rewards list` does without torch
 
 GROUP = "align.rewards"
 BUILT_IN = (
+    EntryPoint("aesthetic", "rewards.builtin.aesthetic:AestheticScore", GROUP),
     EntryPoint("classifier-log-prob", "rewards.builtin.classifier:classifier_log_prob", GROUP),
     EntryPoint("loo-fid", "rewards.builtin.frechet:LeaveOneOutFrechet", GROUP),
     EntryPoint("image-reward", "rewards.builtin.image_reward:ImageReward", GROUP),
+    EntryPoint("image-reward-package", "rewards.foreign.image_reward:ImageRewardPackage", GROUP),
     EntryPoint("geneval", "rewards.builtin.geneval:GenEvalReward", GROUP),
+    EntryPoint("clip-score", "rewards.builtin.clip_score:ClipScore", GROUP),
+    EntryPoint("hpsv2", "rewards.builtin.hpsv2:HPSv2", GROUP),
     EntryPoint("jpeg-compressibility", "rewards.builtin.jpeg:jpeg_compressibility", GROUP),
     EntryPoint("jpeg-incompressibility", "rewards.builtin.jpeg:jpeg_incompressibility", GROUP),
     EntryPoint("ocr-text-match", "rewards.builtin.ocr:OcrTextMatch", GROUP),
     EntryPoint("pixel-reconstruction", "rewards.builtin.reconstruction:PixelReconstruction", GROUP),
     EntryPoint("vlm-judge", "rewards.builtin.vlm_judge:VlmJudge", GROUP),
+    EntryPoint("pickscore", "rewards.builtin.pickscore:PickScore", GROUP),
 )
 
 

@@ -26,7 +26,7 @@ def fill(model: Model, seed: int) -> Model:
             continue
         # the bits of a PCG64 and what becomes of them as uniform numbers are fixed; normal numbers may change with numpy
         stream = np.random.Generator(np.random.PCG64([seed, zlib.crc32(name.encode())]))
-        values = torch.from_numpy(2 * stream.random(tuple(tensor.shape)) - 1)
+        values = torch.from_numpy(np.asarray(2 * stream.random(tuple(tensor.shape)) - 1))
         if tensor.ndim >= 2:
             values *= math.sqrt(3 / (tensor.numel() / len(tensor)))
         else:

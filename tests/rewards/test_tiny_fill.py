@@ -13,9 +13,10 @@ def model() -> nn.ModuleDict:
 
 
 def test_numbers_are_these() -> None:
-    state = {"a.bias": torch.zeros(3), "steps": torch.tensor(7)}
+    state = {"a.bias": torch.zeros(3), "scale": torch.tensor(9.0), "steps": torch.tensor(7)}
     fill(state, seed=0)
     torch.testing.assert_close(state["a.bias"], torch.tensor([0.01472904, 0.04371754, 0.0651662]), rtol=0, atol=1e-7)
+    assert abs(state["scale"]) < 0.1
     assert state["steps"] == 7
 
 
