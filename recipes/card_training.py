@@ -78,10 +78,7 @@ def training_lines(
     yield f"- **Method**: {title} (`{config.objective._target_}`), {cited}."
     yield f"- **Base**: {_base(record, config, facts, base_model)}"
     yield f"- **Data**: {_inline(_told(config.data)) or 'none'}."
-    rewards = [
-        f"`{reward['name']}` (weight {reward.get('weight', 1.0):g}{', logged only' if not reward.get('weight', 1.0) else ''})"
-        for reward in config.reward.rewards
-    ]
+    rewards = [_reward(entry) for entry in config.reward.rewards]
     yield f"- **Reward**: {', '.join(rewards) if rewards else 'none; this objective takes none'}."
     if config.trainer.lora_rank:
         yield f"- **Trained weights**: LoRA adapters of rank {config.trainer.lora_rank}, alpha {config.trainer.lora_alpha}."
@@ -103,6 +100,18 @@ def _base(record: Mapping[str, Any], config: DictConfig, facts: Mapping[str, Any
         source += f"; its weights as they were trained from have sha256 `{weights}`"
     adapter = config.generator.get("adapter")
     return source + (f", with the adapters `{Path(adapter).name}` merged into it." if adapter else ".")
+
+
+def _reward(entry: Mapping[str, Any]) -> str:
+    weight = entry.get("weight", 1.0)
+    said = [f"weight {weight:g}"] if weight else ["logged only"]
+    if "ensemble" in entry:
+        said.append(f"mean of {', '.join(entry['ensemble'])} less {entry.get('penalty', 1.0):g} standard deviations")
+    if gate := entry.get("gate"):
+        said.append(f"where {gate.reward} is at least {gate.at_least:g}")
+    if label := entry.get("label"):
+        said.append(f"as {label}")
+    return f"`{_name(entry['name'])}` ({', '.join(said)})"
 
 
 def settings_table(config: DictConfig) -> str:
@@ -145,9 +154,13 @@ def _inline(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {_shown(value)}" for key, value in values.items())
 
 
+def _name(value: str) -> str:
+    """Of a path the name alone: folders are of the machine that trained."""
+    return Path(value).name if value.startswith(("/", "~", "..")) else value
+
+
 def _shown(value: Any) -> str:
-    # of a path the name alone: folders are of the machine that trained
-    text = Path(value).name if isinstance(value, str) and value.startswith(("/", "~", "..")) else str(value)
+    text = _name(value) if isinstance(value, str) else str(value)
     return f"`{text}`" if isinstance(value, str) else text.replace("|", "\\|")
 
 

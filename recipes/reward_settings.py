@@ -48,6 +48,16 @@ def make_rewards(config: DictConfig) -> RewardSet:
     return RewardSet(tuple(rewards), tuple(ensembles))
 
 
+def reward_facts(rewards: RewardSet) -> list[dict[str, Any]]:
+    """What a run's record says of its rewards; those that hold a model tell its fingerprint."""
+    facts = []
+    for reward in rewards.rewards:
+        own = {"name": reward.name, "kind": reward.kind, "weight": reward.weight}
+        fingerprint = getattr(reward.function, "fingerprint", None)
+        facts.append({**own, **({"fingerprint": fingerprint} if fingerprint else {})})
+    return facts
+
+
 def _allowed(entry: Mapping[str, Any]) -> set[str]:
     own = {"ensemble", "penalty"} if "ensemble" in entry else {"label", "kwargs", "worker", "gate"}
     return {"name", "weight", *own}

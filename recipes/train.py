@@ -38,7 +38,7 @@ from recipes.parts import (
     tokenizer_hash,
     use_bf16,
 )
-from recipes.reward_settings import make_rewards
+from recipes.reward_settings import make_rewards, reward_facts
 from recipes.rounds import play
 from recipes.rounds import wanted as rounds_wanted
 from recipes.run import Run, is_first_process, refuse_many_processes, say
@@ -215,7 +215,8 @@ def main(overrides: list[str]) -> None:
     base = make_generator(config.generator)
     hashes = {label: sha256_of_tensors(g.state_dict()) for label, g in (("base", base), ("aligned", aligned))}
     facts = generator_facts(base, config.generator)
-    run.update(status="trained", preflight=found, hashes=hashes, generator_facts=facts)
+    rewards = reward_facts(make_rewards(config.reward))
+    run.update(status="trained", preflight=found, hashes=hashes, generator_facts=facts, rewards=rewards)
     if protocol is not None:
         (run.folder / "results.jsonl").unlink(missing_ok=True)
         evaluation = config.evaluation

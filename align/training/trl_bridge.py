@@ -27,6 +27,8 @@ from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, Pre
 from align.generators.base import Generator
 from align.sampling import distribution, is_guided, sample
 from align.types import Condition, SamplingConfig
+from rewards.base import Reward, RewardFunction
+from rewards.scoring import score_rewards
 
 try:
     from datasets import Dataset
@@ -35,7 +37,6 @@ except ImportError as error:
     raise ImportError("align.training.trl_bridge needs trl 1.16; try: pip install 'ar-align[trl]'") from error
 
 Row = Mapping[str, Any]
-RewardFunction = Callable[[Tensor, list[Row]], Any]
 
 # Log-prob of a token that a filter excludes, as it may under a policy updated since the token was drawn. Its probability
 # and its gradient are 0, and 0 * -inf stays out of entropies and of the losses that multiply by log-probs (cispo, vespo).
@@ -231,13 +232,19 @@ def _check(args: GRPOConfig, sampling: SamplingConfig, reference: Generator | No
         raise ValueError("a reference was given, but GRPOConfig.beta is 0: it would not be used; set beta, or drop it")
 
 
-def _for_trl(reward: RewardFunction, rows: Sequence[Row]) -> Callable[..., list[float]]:
-    """A reward in TRL's calling convention: lists with one entry per sample, by keyword."""
+def _for_trl(function: RewardFunction, rows: Sequence[Row]) -> Callable[..., list[float]]:
+    """A reward in TRL's calling convention: lists with one entry per sample, by keyword. What fails stops the run."""
+    reward = Reward(getattr(function, "__name__", type(function).__name__), function)
+    if reward.kind != "image":
+        raise ValueError(
+            f"reward {reward.name!r} scores a {reward.kind}, and TRL hands rewards single images; use `align train` for it"
+        )
 
     def call(prompts: list[int], pixels: list[Tensor], **_: Any) -> list[float]:
-        return torch.as_tensor(reward(torch.stack(pixels), [rows[row] for row in prompts])).float().tolist()
+        own = [rows[row] for row in prompts]
+        return score_rewards([reward], torch.stack(pixels), own, timeout=None).checked().values_NR[:, 0].tolist()
 
-    call.__name__ = getattr(reward, "__name__", type(reward).__name__)
+    call.__name__ = reward.name
     return call
 
 

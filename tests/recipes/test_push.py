@@ -484,8 +484,16 @@ def test_settings_of_a_run_that_uses_rewards_and_penalties() -> None:
     assert "rollout.probe_every" not in shown
     assert "trainer.lora_rank" not in shown
     record = {"wall_seconds": 61.0, "device": "a GPU", "processes": 8, "config": OmegaConf.to_container(config)}
+    more = [
+        {"name": "/home/me/mine.py:score", "label": "mine", "weight": 0},
+        {"name": "hpsv2", "gate": {"reward": "mine", "at_least": 1.0}},
+        {"ensemble": ["mine", "hpsv2"], "name": "both", "penalty": 0.5, "weight": 2},
+    ]
+    config.reward.rewards = [*config.reward.rewards, *more]
     lines = "\n".join(card_training.training_lines(record, config, {}, "GRPO", None, "them/base"))
-    assert "`classifier-log-prob` (weight 1)" in lines
+    assert "`classifier-log-prob` (weight 1), `mine.py:score` (logged only, as mine), " in lines
+    assert "`hpsv2` (weight 1, where mine is at least 1), " in lines
+    assert "`both` (weight 2, mean of mine, hpsv2 less 0.5 standard deviations)" in lines
     assert "reproduced on purpose**: reference_dropout True" in lines
     assert "61 s with its evaluation, on a GPU in 8 processes" in lines
 

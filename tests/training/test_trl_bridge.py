@@ -16,6 +16,7 @@ from torch import Tensor
 from align.generators.base import Generator
 from align.sampling import sample, score
 from align.types import SamplingConfig
+from rewards.base import RewardError, groupwise
 
 trl = pytest.importorskip("trl", reason="needs trl 1.16: pip install 'ar-align[trl]'")
 
@@ -228,6 +229,20 @@ def test_a_reward_that_does_not_apply_is_left_out(policy: Generator, tmp_path: P
     assert logged(trainer, "reward") == [1.0], "rows without any reward must not count as 0"
     assert logged(trainer, "rewards/one/mean") == [1.0] and logged(trainer, "rewards/never/mean") == [None]
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
+
+
+def test_rewards_that_fail_or_compare_are_refused(policy: Generator, tmp_path: Path) -> None:
+    def broken(images: Tensor, rows: list[dict[str, Any]]) -> list[float]:
+        return [0.0]
+
+    @groupwise
+    def compare(images: Tensor, rows: list[dict[str, Any]]) -> list[float]:
+        return [0.0] * len(images)
+
+    with pytest.raises(RewardError, match=r"reward 'broken' returned shape \[1\]"):
+        build(policy, tmp_path, [broken], max_steps=1).train()
+    with pytest.raises(ValueError, match="reward 'compare' scores a group, and TRL hands rewards single images"):
+        build(policy, tmp_path, [compare], max_steps=1)
 
 
 def test_gradient_checkpointing_reaches_the_generator(policy: Generator, tmp_path: Path) -> None:
