@@ -6,18 +6,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
+from rewards.builtin.clip_pixels import normalise, resize_pil
+from rewards.builtin.prompts import prompts_of
 from rewards.devices import pick_device, pick_dtype
 from rewards.weights import find_file, fingerprint_of
 
 # over the scores of the published model's training set
 SCORE_MEAN, SCORE_STD = 0.16717362830052426, 1.0333394966054072
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 PROMPT_TOKENS = 35
 HEAD_WIDTH = 64  # of every attention head in BLIP, of both towers and all sizes
 HEAD_PLACES = (0, 2, 4, 6, 7)  # of the head's layers in their names; the others are dropouts, and nothing bends
@@ -84,17 +82,13 @@ class ImageReward:
 
     def __call__(self, images: Tensor, conditions: list[dict[str, Any]]) -> Tensor:
         """float32 [B] on the CPU for uint8 images [B, H, W, 3] of any size and rows with a "prompt"."""
-        if missing := [index for index, row in enumerate(conditions) if not isinstance(row.get("prompt"), str)]:
-            raise ValueError(
-                f"row {missing[0]} has no text as its 'prompt', it has {sorted(conditions[missing[0]])}; ImageReward scores an image for its prompt"
-            )
-        prompts = [row["prompt"] for row in conditions]
+        prompts = prompts_of(conditions)
         cuts = range(0, len(images), self.batch_size)
         return torch.cat([self._score(images[i : i + self.batch_size], prompts[i : i + self.batch_size]) for i in cuts])
 
     @torch.no_grad()
     def _score(self, images: Tensor, prompts: list[str]) -> Tensor:
-        pixels_BCHW = torch.stack([_prepare(image, self._model.image_size) for image in images.cpu()])
+        pixels_BCHW = normalise(resize_pil(images, self._model.image_size))
         words = self._tokenizer(
             prompts, padding="max_length", truncation=True, max_length=PROMPT_TOKENS, return_tensors="pt"
         )
@@ -124,18 +118,6 @@ class _Model(nn.Module):
         for layer in self.head.values():
             scores_BK = layer(scores_BK)
         return (scores_BK[:, 0] - SCORE_MEAN) / SCORE_STD
-
-
-def _prepare(image_HW3: Tensor, size: int) -> Tensor:
-    """float32 [3, size, size]: the shorter side resized by Pillow's bicubic, the middle cut out, CLIP's normalisation."""
-    image = Image.fromarray(image_HW3.numpy())
-    short = min(image.size)
-    image = image.resize([int(size * side / short) for side in image.size], Image.Resampling.BICUBIC)
-    left, top = (round((side - size) / 2) for side in image.size)
-    image = image.crop((left, top, left + size, top + size))
-    pixels_CHW = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (PIXEL_MEAN, PIXEL_STD))
-    return (pixels_CHW.float() / 255 - mean) / std
 
 
 def _load(published: Mapping[str, Tensor], source: str, device: torch.device, dtype: torch.dtype) -> _Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,30 @@ from torch import Tensor
 
 from rewards.tiny.fill import fill
 
-VISION_WIDTH, TEXT_WIDTH, LAYERS, PATCH, PATCHES = 128, 192, 2, 16, 4  # 2 and 3 attention heads; 32 x 32 pixels
-HEAD_WIDTHS = {0: 24, 2: 16, 4: 12, 6: 8, 7: 1}  # of each layer of the head, by its place
 SIGNS = string.ascii_lowercase + string.digits
 WORD_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *SIGNS, *(f"##{sign}" for sign in SIGNS)]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """An ImageReward's sizes; these are tiny, with 2 and 3 attention heads and images of 32 x 32 pixels."""
+
+    vision_width: int = 128
+    vision_layers: int = 2
+    vision_hidden: int = 256
+    patch: int = 16
+    patches: int = 4
+    text_width: int = 192
+    text_layers: int = 2
+    text_hidden: int = 384
+    positions: int = 40
+    word_pieces: int = len(WORD_PIECES)
+    projection: int = 16
+    head_widths: tuple[int, ...] = (24, 16, 12, 8, 1)
+
+
+TINY = Sizes()
+HEAD_PLACES = (0, 2, 4, 6, 7)
 
 
 def make_image_reward(folder: Path) -> dict[str, Any]:
@@ -30,7 +51,7 @@ def make_image_reward(folder: Path) -> dict[str, Any]:
     }
 
 
-def published_tensors() -> dict[str, Tensor]:
+def published_tensors(sizes: Sizes = TINY) -> dict[str, Tensor]:
     """Empty tensors under the published checkpoint's names."""
     tensors: dict[str, Tensor] = {}
 
@@ -45,42 +66,43 @@ def published_tensors() -> dict[str, Tensor]:
         add(f"{name}.weight", width)
         add(f"{name}.bias", width)
 
+    seeing, reading = sizes.vision_width, sizes.text_width
     vision = "blip.visual_encoder"
-    add(f"{vision}.cls_token", 1, 1, VISION_WIDTH)
-    add(f"{vision}.pos_embed", 1, PATCHES + 1, VISION_WIDTH)
-    add(f"{vision}.patch_embed.proj.weight", VISION_WIDTH, 3, PATCH, PATCH)
-    add(f"{vision}.patch_embed.proj.bias", VISION_WIDTH)
-    for index in range(LAYERS):
+    add(f"{vision}.cls_token", 1, 1, seeing)
+    add(f"{vision}.pos_embed", 1, sizes.patches + 1, seeing)
+    add(f"{vision}.patch_embed.proj.weight", seeing, 3, sizes.patch, sizes.patch)
+    add(f"{vision}.patch_embed.proj.bias", seeing)
+    for index in range(sizes.vision_layers):
         block = f"{vision}.blocks.{index}"
-        add_norm(f"{block}.norm1", VISION_WIDTH)
-        add_linear(f"{block}.attn.qkv", VISION_WIDTH, 3 * VISION_WIDTH)
-        add_linear(f"{block}.attn.proj", VISION_WIDTH, VISION_WIDTH)
-        add_norm(f"{block}.norm2", VISION_WIDTH)
-        add_linear(f"{block}.mlp.fc1", VISION_WIDTH, 2 * VISION_WIDTH)
-        add_linear(f"{block}.mlp.fc2", 2 * VISION_WIDTH, VISION_WIDTH)
-    add_norm(f"{vision}.norm", VISION_WIDTH)
+        add_norm(f"{block}.norm1", seeing)
+        add_linear(f"{block}.attn.qkv", seeing, 3 * seeing)
+        add_linear(f"{block}.attn.proj", seeing, seeing)
+        add_norm(f"{block}.norm2", seeing)
+        add_linear(f"{block}.mlp.fc1", seeing, sizes.vision_hidden)
+        add_linear(f"{block}.mlp.fc2", sizes.vision_hidden, seeing)
+    add_norm(f"{vision}.norm", seeing)
 
     text = "blip.text_encoder"
-    add(f"{text}.embeddings.word_embeddings.weight", len(WORD_PIECES) + 2, TEXT_WIDTH)
-    add(f"{text}.embeddings.position_embeddings.weight", 40, TEXT_WIDTH)
-    add_norm(f"{text}.embeddings.LayerNorm", TEXT_WIDTH)
-    tensors[f"{text}.embeddings.position_ids"] = torch.arange(40)[None]
-    for index in range(LAYERS):
+    add(f"{text}.embeddings.word_embeddings.weight", sizes.word_pieces + 2, reading)
+    add(f"{text}.embeddings.position_embeddings.weight", sizes.positions, reading)
+    add_norm(f"{text}.embeddings.LayerNorm", reading)
+    tensors[f"{text}.embeddings.position_ids"] = torch.arange(sizes.positions)[None]
+    for index in range(sizes.text_layers):
         layer = f"{text}.encoder.layer.{index}"
-        for attention, looks_at in (("attention", TEXT_WIDTH), ("crossattention", VISION_WIDTH)):
-            add_linear(f"{layer}.{attention}.self.query", TEXT_WIDTH, TEXT_WIDTH)
-            add_linear(f"{layer}.{attention}.self.key", looks_at, TEXT_WIDTH)
-            add_linear(f"{layer}.{attention}.self.value", looks_at, TEXT_WIDTH)
-            add_linear(f"{layer}.{attention}.output.dense", TEXT_WIDTH, TEXT_WIDTH)
-            add_norm(f"{layer}.{attention}.output.LayerNorm", TEXT_WIDTH)
-        add_linear(f"{layer}.intermediate.dense", TEXT_WIDTH, 2 * TEXT_WIDTH)
-        add_linear(f"{layer}.output.dense", 2 * TEXT_WIDTH, TEXT_WIDTH)
-        add_norm(f"{layer}.output.LayerNorm", TEXT_WIDTH)
+        for attention, looks_at in (("attention", reading), ("crossattention", seeing)):
+            add_linear(f"{layer}.{attention}.self.query", reading, reading)
+            add_linear(f"{layer}.{attention}.self.key", looks_at, reading)
+            add_linear(f"{layer}.{attention}.self.value", looks_at, reading)
+            add_linear(f"{layer}.{attention}.output.dense", reading, reading)
+            add_norm(f"{layer}.{attention}.output.LayerNorm", reading)
+        add_linear(f"{layer}.intermediate.dense", reading, sizes.text_hidden)
+        add_linear(f"{layer}.output.dense", sizes.text_hidden, reading)
+        add_norm(f"{layer}.output.LayerNorm", reading)
 
-    add_linear("blip.vision_proj", VISION_WIDTH, 16)
-    add_linear("blip.text_proj", TEXT_WIDTH, 16)
-    width = TEXT_WIDTH
-    for place, narrower in HEAD_WIDTHS.items():
+    add_linear("blip.vision_proj", seeing, sizes.projection)
+    add_linear("blip.text_proj", reading, sizes.projection)
+    width = reading
+    for place, narrower in zip(HEAD_PLACES, sizes.head_widths, strict=True):
         add_linear(f"mlp.layers.{place}", width, narrower)
         width = narrower
     return tensors

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rewards.builtin.image_reward import ImageReward
 from rewards.registry import load_reward
-from rewards.tiny.blip import LAYERS, WORD_PIECES, make_image_reward
+from rewards.tiny.blip import TINY, WORD_PIECES, make_image_reward
 
 PROMPTS = ["a red bus", "", "two zebras under 1 tree", "x" * 60]
 ROWS: list[dict[str, Any]] = [{"prompt": prompt} for prompt in PROMPTS]
@@ -70,7 +70,7 @@ class Blip:
         patches = F.conv2d(pixels[None], kernel, bias, stride=16)[0].flatten(1).T
         x = torch.cat([self.state[f"{name}.cls_token"][0], patches]) + self.state[f"{name}.pos_embed"][0]
         everything = torch.ones(len(x), len(x), dtype=torch.bool)
-        for block in (f"{name}.blocks.{i}" for i in range(LAYERS)):
+        for block in (f"{name}.blocks.{i}" for i in range(TINY.vision_layers)):
             q, k, v = self.linear(self.norm(x, f"{block}.norm1", self.vision_epsilon), f"{block}.attn.qkv").chunk(3, -1)
             x = x + self.linear(self.attend(q, k, v, everything), f"{block}.attn.proj")
             hidden = F.gelu(self.linear(self.norm(x, f"{block}.norm2", self.vision_epsilon), f"{block}.mlp.fc1"))
@@ -83,7 +83,7 @@ class Blip:
         x = self.norm(words[tokens] + places[: len(tokens)], f"{name}.embeddings.LayerNorm", 1e-12)
         seen = torch.ones(len(tokens), len(tokens), dtype=torch.bool)
         seen = seen.tril() if self.causal else seen
-        for layer in (f"{name}.encoder.layer.{i}" for i in range(LAYERS)):
+        for layer in (f"{name}.encoder.layer.{i}" for i in range(TINY.text_layers)):
             for kind, source, mask in (
                 ("attention", None, seen),
                 ("crossattention", patches, torch.ones(len(tokens), len(patches), dtype=torch.bool)),
@@ -199,10 +199,9 @@ def test_another_vocabulary_is_refused(settings: dict[str, Any], tmp_path: Path)
         ImageReward(**{**settings, "tokenizer": str(tmp_path / "vocab.txt")})
 
 
-@pytest.mark.parametrize("row", [{"label": 3}, {"prompt": None}])
-def test_a_row_without_a_prompt_is_refused(reward: ImageReward, row: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=rf"row 1 has no text as its 'prompt', it has \['{next(iter(row))}'\]"):
-        reward(images()[:2], [ROWS[0], row])
+def test_a_row_without_a_prompt_is_refused(reward: ImageReward) -> None:
+    with pytest.raises(ValueError, match=r"row 1 has no text as 'prompt', it has \['label'\]"):
+        reward(images()[:2], [ROWS[0], {"label": 3}])
 
 
 @pytest.mark.gpu

@@ -1,0 +1,1 @@
+"""Rewards that run in environments of their own, by rewards/worker.py: they import nothing of ours."""
