@@ -18,7 +18,7 @@ class EndpointError(RuntimeError):
     """The server did not answer, or not with what was asked for; the message has its words."""
 
 
-class _Passing(EndpointError):
+class UnavailableError(EndpointError):
     """May be over at the next try."""
 
 
@@ -56,7 +56,7 @@ def post_json(
     for pause in PAUSES:
         try:
             return _once(request, min(time.monotonic() + call_timeout, until))
-        except _Passing:
+        except UnavailableError:
             if time.monotonic() + pause >= until:
                 raise
             time.sleep(pause)
@@ -67,16 +67,18 @@ def _once(request: urllib.request.Request, until: float) -> Any:
     url = request.full_url
     left = until - time.monotonic()
     if left <= 0:
-        raise _Passing(f"no time was left to ask {url}; raise the deadline, or ask for more at once (concurrency)")
+        raise UnavailableError(
+            f"no time was left to ask {url}; raise the deadline, or ask for more at once (concurrency)"
+        )
     try:
         with _opener.open(request, timeout=left) as response:
             answer = _read(response, until)
     except (OSError, http.client.HTTPException) as error:
         late = isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
         what = f"no whole answer within {left:.3g} seconds" if late else f"{type(error).__name__}: {error}"
-        raise _Passing(f"{url} gave {what}; is the server up, and is this its address?") from error
+        raise UnavailableError(f"{url} gave {what}; is the server up, and is this its address?") from error
     if not 200 <= response.status < 300:
-        kind = _Passing if response.status in RETRIED or response.status >= 500 else EndpointError
+        kind = UnavailableError if response.status in RETRIED or response.status >= 500 else EndpointError
         raise kind(f"{url} answered with status {response.status} {response.reason}: {_shown(answer)}")
     try:
         return json.loads(answer)

@@ -103,6 +103,10 @@ def test_overlapping_boxes_stay_unless_asked_to_go() -> None:
     assert overlap(half[0].box, half[1].box) == 0.5
     assert len(score(half, [CAT], max_overlap=0.5).objects["cat"]) == 1
     assert len(score(half, [CAT], max_overlap=0.51).objects["cat"]) == 2
+    assert overlap((0, 0, 9, 9), (0, 0, 19, 9)) == 0.5
+    # what is gone takes nothing with it: the third overlaps the second only
+    chain = [Detection("cat", 0.9 - x / 100, (x, 0, x + 9, 9)) for x in (0, 6, 12)]
+    assert [d.box[0] for d in score(chain, [CAT], max_overlap=0.2).objects["cat"]] == [0, 12]
 
 
 def painted(*rows: int) -> np.ndarray:
@@ -163,6 +167,13 @@ def test_each_object_is_compared_with_each_target() -> None:
     assert not score(cats + dog, [two_cats, right_of_cat()]).correct
     dogs = [*dog, Detection("dog", 0.8, (-40, 0, -30, 10))]
     assert not score(cats[:1] + dogs, [CAT, {**right_of_cat(), "count": 2}]).correct
+
+
+def test_the_target_is_the_clause_that_is_named() -> None:
+    cup = {"class": "cup", "count": 1, "position": ["right of", 0]}
+    found = objects("cat", 0.8) + objects("dog", 0.8, x=80) + objects("cup", 0.8, x=40)
+    assert score(found, [CAT, DOG, cup]).correct
+    assert not score(found, [CAT, DOG, {**cup, "position": ["right of", 1]}]).correct
 
 
 def test_no_place_without_a_target() -> None:
@@ -270,9 +281,12 @@ def test_a_row_that_asks_for_something_unknown_is_refused(row: dict[str, Any], m
 
 
 def test_what_a_row_may_be() -> None:
-    full = {"tag": "position", "include": [CAT, {**DOG, "count": np.int64(2), "color": None, "position": ("above", 0)}]}
+    full = {
+        "tag": "position",
+        "include": [{**CAT, "color": None, "position": None}, {**DOG, "count": np.int64(2), "position": ("above", 0)}],
+    }
     request = read_request({**full, "exclude": None, "prompt": "x", "label": 3}, labels=LABELS, colors=())
-    assert (request.include[1].count, request.include[1].color, request.exclude) == (2, None, ())
+    assert (request.include[0].color, request.include[1].count, request.exclude) == (None, 2, ())
     assert (request.include[1].relation, request.include[1].target) == ("above", 0)
 
 
