@@ -170,9 +170,8 @@ def _load_transformers(folder: Path, texts: Path, device: torch.device) -> dict[
         tokens = tokenizer(
             part, padding=True, truncation=True, max_length=sizes.max_position_embeddings, return_tensors="pt"
         )
-        outputs = model.text_model(
-            input_ids=tokens["input_ids"].to(device), attention_mask=tokens["attention_mask"].to(device)
-        )
+        # what stands after a text's end needs no mask: nothing before it looks there
+        outputs = model.text_model(input_ids=tokens["input_ids"].to(device))
         return model.text_projection(outputs.pooler_output)
 
     return {
