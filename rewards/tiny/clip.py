@@ -82,7 +82,7 @@ def open_clip_tensors(seed: int) -> dict[str, Tensor]:
         model = import_open_clip().CLIP(**OPEN_CLIP)
     tensors = fill({name: torch.empty(tensor.shape) for name, tensor in model.state_dict().items()}, seed)
     tensors["logit_scale"].fill_(SCALE)
-    return dict(tensors)
+    return tensors
 
 
 def aesthetic_tensors(seed: int) -> dict[str, Tensor]:

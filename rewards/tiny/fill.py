@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Model = TypeVar("Model", nn.Module, Mapping[str, Tensor])
+Model = TypeVar("Model", bound=nn.Module | Mapping[str, Tensor])
 
 
 @torch.no_grad()
