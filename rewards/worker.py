@@ -51,7 +51,7 @@ VERSIONS = (
     *("numpy", "torch", "torchvision", "transformers", "tokenizers", "open_clip_torch", "timm", "pillow"),
     *("onnxruntime", "image-reward", "diffusers"),
 )
-_START = struct.Struct(">4sIQ")
+_LENGTHS = struct.Struct(">IQ")
 _KEPT_ANSWERS = 256
 
 
@@ -62,7 +62,7 @@ class FrameError(Exception):
 def frame_start(header: dict, body_bytes: int) -> bytes:
     """All of a frame but its raw bytes."""
     text = json.dumps(header).encode()
-    return _START.pack(MAGIC, len(text), body_bytes) + text
+    return MAGIC + _LENGTHS.pack(len(text), body_bytes) + text
 
 
 def read_frame(read_into: Callable[[Any], int], limit: int) -> tuple[dict, bytearray] | None:
@@ -75,16 +75,15 @@ def read_frame(read_into: Callable[[Any], int], limit: int) -> tuple[dict, bytea
     Raises:
         FrameError: something else than a frame, one that is too large (its raw bytes are not read), or half of one.
     """
-    start = bytearray(_START.size)
-    got = _fill(read_into, start)
-    if got == 0:
+    magic, lengths = bytearray(len(MAGIC)), bytearray(_LENGTHS.size)
+    if (got := _fill(read_into, magic)) == 0:
         return None
-    if start[:4] != MAGIC:
-        raise FrameError(f"a message begins with {MAGIC!r}; got {bytes(start[:got])!r}")
-    _, header_bytes, body_bytes = _START.unpack(start)
-    if got < _START.size:
+    if magic != MAGIC:
+        raise FrameError(f"a message begins with {MAGIC!r}; got {bytes(magic[:got])!r}")
+    if _fill(read_into, lengths) < len(lengths):
         raise FrameError("the stream ended within a message")
-    if (total := _START.size + header_bytes + body_bytes) > limit:
+    header_bytes, body_bytes = _LENGTHS.unpack(lengths)
+    if (total := len(MAGIC) + len(lengths) + header_bytes + body_bytes) > limit:
         raise FrameError(f"a message of {total:,} bytes is above the limit of {limit:,}")
     header, body = bytearray(header_bytes), bytearray(body_bytes)
     if _fill(read_into, header) < header_bytes or _fill(read_into, body) < body_bytes:

@@ -123,7 +123,7 @@ def _target(name: str, python: str) -> str:
     points = registered().get(name, [])
     if len(points) != 1:
         raise ValueError(
-            f"{len(points)} rewards are named {name!r}; for a worker name one that is registered, path/to/file.py:function, or package.module:function"
+            f"{len(points)} rewards are registered as {name!r}; known: {', '.join(sorted(registered()))}. For a worker also path/to/file.py:function, or package.module:function of the other Python"
         )
     if python == sys.executable:
         return points[0].value
