@@ -21,6 +21,7 @@ COMMANDS = {
     "report": ("recipes.report", "write a run's report.html again"),
     "push": ("recipes.push", "put an aligned generator on the Hugging Face Hub, with a model card"),
     "rewards": ("recipes.rewards", "list rewards, show one, score images by it, check your own"),
+    "doctor": ("recipes.doctor", "look at machine, packages and rewards, and say what to do about each finding"),
     "inspect": ("recipes.inspect_checkpoint", "tell what a checkpoint is, what is odd about it, and which recipes fit"),
     "zoo": ("recipes.zoo", "list the shipped generators, or show one's card"),
     "pretrain": ("recipes.pretrain", "make a zoo entry from nothing"),

@@ -38,7 +38,7 @@ def error(what: str, text: str, advice: str) -> Finding:
 def line_of(finding: Finding, width: int = 14) -> str:
     """For the terminal: one line, and one for the advice."""
     advice = f"\n{'':<{10 + width}}-> {finding.advice}" if finding.advice else ""
-    return f"{finding.level:<8}  {finding.what:<{width}}{finding.text}{advice}"
+    return f"{finding.level:<8}  {finding.what:<{width - 1}} {finding.text}{advice}"
 
 
 def summary(findings: Iterable[Finding]) -> str:
