@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, requires
 from importlib.util import find_spec
 from pathlib import Path
 
+from rewards.environments import ENVIRONMENTS
 from rewards.registry import registered
 
 # modules of what ar-align always installs, and its own; what else a reward imports is optional
@@ -60,12 +61,15 @@ def _entry(point: EntryPoint) -> Entry:
 
 
 def installs(module: str) -> str:
-    """What installs an optional module: `pip install 'ar-align[rewards]'`, or that of its own name."""
+    """What installs an optional module: `pip install 'ar-align[rewards]'`, an environment, or that of its own name."""
     for requirement in requires("ar-align") or []:
         package, extra = re.match(r"[\w.-]+", requirement), re.search(r"extra == ['\"](\w+)['\"]", requirement)
         # open_clip comes with open_clip_torch
         if package and extra and package[0].replace("-", "_").startswith(module) and extra[1] != "dev":
             return f"pip install 'ar-align[{extra[1]}]'"
+    for name, environment in ENVIRONMENTS.items():
+        if environment.module == module:
+            return f"align rewards env {name}, and worker: {{environment: {name}}}"
     return f"pip install {module}"
 
 

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,17 +72,20 @@ def interpreter(name: str, folder: Path | None = None) -> Path:
     """The Python of an environment that was built.
 
     Raises:
-        ValueError: an unknown name, or not built yet, not to the end, or from other pins; says the command that does.
+        ValueError: an unknown name, or not built yet, not to the end, from other pins, or sharing a torch that is gone;
+            says the command that builds it.
     """
     known = _find(name)
-    python, stamp = _python(folder or default_folder(name)), _read_stamp(folder or default_folder(name))
+    place = folder or default_folder(name)
+    python, stamp = _python(place), _read_stamp(place)
     command = f"align rewards env {name}" + (f" folder={folder}" if folder else "")
     if not python.exists() or not stamp.get("built"):
-        raise ValueError(f"the environment {name} is not built at {python.parent.parent.parent}; build it: {command}")
+        raise ValueError(f"the environment {name} is not built at {place}; build it: {command}")
     if stamp["requirements"] != list(known.requirements):
-        raise ValueError(
-            f"the environment at {python.parent.parent.parent} is from other pins; build it anew: {command}"
-        )
+        raise ValueError(f"the environment at {place} is from other pins; build it anew: {command}")
+    links = place / "torch"
+    if links.is_dir() and any(not link.exists() for link in links.iterdir()):  # those to metadata name a version
+        raise ValueError(f"the torch that the environment at {place} shared was replaced; build it anew: {command}")
     return python
 
 
@@ -102,6 +105,10 @@ def build_environment(
     """
     known = _find(name)
     folder = (folder or default_folder(name)).absolute()
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / STAMP).exists():
+        raise ValueError(
+            f"{folder} holds something else than an environment; give an empty folder, or one that is not there"
+        )
     shared = _shared_distributions(known) if python is None else {}
     wanted: dict[str, Any] = {
         "requirements": list(known.requirements),
@@ -111,14 +118,12 @@ def build_environment(
     }
     if _python(folder).exists() and _read_stamp(folder) == wanted:
         return _python(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / STAMP).exists():
-        raise ValueError(
-            f"{folder} holds something else than an environment; give an empty folder, or one that is not there"
-        )
     folder.mkdir(parents=True, exist_ok=True)
     _write_stamp(folder, {**wanted, "built": False})  # also says that the folder is ours
     show(f"building {name} at {folder}")
     _run([wanted["python"], "-m", "venv", "--clear", str(folder / "venv")], "making the environment", show)
+    if (folder / "torch").exists():
+        shutil.rmtree(folder / "torch")  # an earlier build's links, not what they lead to
     if shared:
         _link(shared, folder)
         show(f"torch {shared['torch'].version} is shared with {sys.executable}")
@@ -180,7 +185,7 @@ def _shared_distributions(known: Environment) -> dict[str, importlib.metadata.Di
                 return {}
             continue  # what is for another system, or an extra
         waiting += [re.split(r"[^\w.-]", requirement)[0] for requirement in found[name].requires or ()]
-    return found if all(package.files for package in found.values()) else {}
+    return found if all(_top_entries(package) for package in found.values()) else {}
 
 
 def _canonical(name: str) -> str:
@@ -190,8 +195,6 @@ def _canonical(name: str) -> str:
 def _link(shared: dict[str, importlib.metadata.Distribution], folder: Path) -> None:
     """Beside the environment and not in it: pip takes what it finds there for given, and does not try to replace it."""
     links = folder / "torch"
-    if links.exists():
-        shutil.rmtree(links)  # the links, not what they lead to
     links.mkdir()
     for package in shared.values():
         for entry in _top_entries(package):
@@ -202,6 +205,7 @@ def _link(shared: dict[str, importlib.metadata.Distribution], folder: Path) -> N
     (site_packages / "shared_torch.pth").write_text(f"{links}\n")
 
 
-def _top_entries(package: importlib.metadata.Distribution) -> Iterator[str]:
-    tops = {file.parts[0] for file in package.files or ()}
-    yield from sorted(tops - {"..", "__pycache__"})
+def _top_entries(package: importlib.metadata.Distribution) -> list[str]:
+    """Folders and files of a package in site-packages; none where its installer kept no list."""
+    lines = (package.read_text("RECORD") or "").splitlines()
+    return sorted({re.split("[/,]", line, maxsplit=1)[0] for line in lines} - {"..", "__pycache__"})

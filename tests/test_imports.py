@@ -45,6 +45,7 @@ RULES: dict[str, set[str]] = {
     },
     "evaluation": set(),
     "rewards": {"evaluation"},
+    "rewards.foreign": set(),
     "recipes": {"align", "rewards", "evaluation"},
 }
 

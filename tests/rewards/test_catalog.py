@@ -84,6 +84,7 @@ def test_source_is_read_and_not_run() -> None:
 def test_what_installs_a_module_is_the_extra_that_holds_it() -> None:
     assert installs("lpips") == "pip install 'ar-align[lpips]'"
     assert installs("peft") == "pip install 'ar-align[lora]'"  # dev holds it too
+    assert installs("ImageReward") == "align rewards env image-reward, and worker: {environment: image-reward}"
 
 
 def test_what_is_told_of_the_built_in_ones_is_so() -> None:

@@ -12,6 +12,7 @@ import pytest
 from recipes.rewards_env import main
 from rewards import environments
 from rewards.environments import STAMP, Environment, build_environment, default_folder, interpreter
+from rewards.registry import load_reward
 
 
 def wheel(folder: Path, version: str) -> str:
@@ -46,6 +47,12 @@ def test_an_interpreter_is_there_or_the_command_is_told(monkeypatch: pytest.Monk
         interpreter("tiny", tmp_path)
     python = pretend_built(tmp_path, ["a==1"])
     assert interpreter("tiny", tmp_path) == python
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "torch-2.14.1.dist-info").symlink_to(tmp_path / "gone")
+    with pytest.raises(
+        ValueError, match="the torch that the environment at .* shared was replaced; build it anew: align"
+    ):
+        interpreter("tiny", tmp_path)
     with pytest.raises(ValueError, match="unknown environment 'tinny'; known: tiny"):
         interpreter("tinny")
 
@@ -68,6 +75,13 @@ def test_it_lies_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert default_folder("tiny") == tmp_path / "ar-align" / "environments" / "tiny"
     with pytest.raises(ValueError, match=r"is not built at .*; build it: align rewards env tiny$"):
         interpreter("tiny")
+
+
+def test_a_reward_of_an_environment_says_where_it_runs() -> None:
+    with pytest.raises(
+        ValueError, match=r"`align rewards env image-reward`, and .* worker: {environment: image-reward}"
+    ):
+        load_reward("image-reward-package")
 
 
 def test_a_folder_of_something_else_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
