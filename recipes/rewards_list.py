@@ -14,7 +14,7 @@ def main(words: list[str]) -> None:
     width = max(len(entry.name) for entry in entries) + 2
     room = max(40, shutil.get_terminal_size((120, 24)).columns - width - 14)
     for entry in entries:
-        print(f"{entry.name:<{width}}{entry.kind:<14}{_cut(entry.summary, room)}")
+        print(f"{entry.name:<{width}}{entry.kind:<14}{_cut(entry.summary.removeprefix('float32 [B]: '), room)}")
         if entry.home != "built in" or entry.uses:
             print(f"{'':<{width + 14}}{from_where(entry)}")
     print("\nYour own: path/to/file.py:function. To see one's settings: align rewards show NAME")

@@ -8,6 +8,7 @@ from typing import Any
 from recipes.rewards_list import from_where
 from rewards.base import DistributionReward, kind_of
 from rewards.catalog import catalog
+from rewards.environments import ENVIRONMENTS
 from rewards.registry import find_reward
 
 
@@ -27,7 +28,11 @@ def main(words: list[str]) -> None:
     print("settings:" if settings else "It has no settings.")
     for setting in settings:
         print(f"  {shown(setting)}")
-    print(f"\nTo train on it:\n  align train experiment=mnist/grpo 'reward.rewards=[{example(name, settings)}]'")
+    uses = [module for entry in catalog() if entry.name == name for module in entry.uses]
+    worker = next((own for own, environment in ENVIRONMENTS.items() if environment.module in uses), None)
+    print(
+        f"\nTo train on it:\n  align train experiment=mnist/grpo 'reward.rewards=[{example(name, settings, worker)}]'"
+    )
 
 
 KINDS = {
@@ -57,8 +62,12 @@ def shown(setting: inspect.Parameter) -> str:
     return f"{setting.name}={setting.default}" + (f"  ({kind})" if kind else "")
 
 
-def example(name: str, settings: list[inspect.Parameter]) -> str:
+def example(name: str, settings: list[inspect.Parameter], environment: str | None = None) -> str:
     """The entry of a recipe, with the settings that have no default."""
-    quoted = f'"{name}"' if ":" in name else name
     required = [f"{setting.name}: ..." for setting in settings if setting.default is setting.empty]
-    return f"{{name: {quoted}" + (f", kwargs: {{{', '.join(required)}}}" if required else "") + "}"
+    parts = [f'name: "{name}"' if ":" in name else f"name: {name}"]
+    if required:
+        parts.append(f"kwargs: {{{', '.join(required)}}}")
+    if environment is not None:
+        parts.append(f"worker: {{environment: {environment}}}")
+    return f"{{{', '.join(parts)}}}"

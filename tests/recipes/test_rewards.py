@@ -85,6 +85,8 @@ def test_show_tells_settings_and_a_line_to_train_with(capsys: pytest.CaptureFixt
     said = capsys.readouterr().out
     assert "built in (rewards.builtin.classifier:classifier_log_prob)" in said
     assert "  weights  (str | Path, required)" in said
+    run("rewards", "show", "image-reward-package")
+    assert "[{name: image-reward-package, worker: {environment: image-reward}}]" in capsys.readouterr().out
 
 
 def test_files_and_folders_of_any_sizes_are_scored(capsys: pytest.CaptureFixture[str]) -> None:
