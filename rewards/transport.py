@@ -91,10 +91,11 @@ class SocketLink:
             return connection.recv_into(buffer)
 
         try:
-            connection.settimeout(timeout)
-            connection.sendall(frame_start(dict(header), len(body)))
-            connection.settimeout(max(deadline - time.monotonic(), 1e-3))
-            connection.sendall(body)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may have answered before it read all
+                connection.settimeout(timeout)
+                connection.sendall(frame_start(dict(header), len(body)))
+                connection.settimeout(max(deadline - time.monotonic(), 1e-3))
+                connection.sendall(body)
             frame = read_frame(read_into, ANSWER_LIMIT)
         except TimeoutError as error:
             raise TransportFault(f"did not answer within {timeout:g} seconds") from error

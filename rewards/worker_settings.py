@@ -53,8 +53,9 @@ class WorkerSettings:
 
     def __post_init__(self) -> None:
         for name in ("number", "batch_size", "max_megabytes", "call_timeout", "start_timeout"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"worker.{name} is {getattr(self, name)!r}; it must be above 0")
+            value, whole = getattr(self, name), not name.endswith("timeout")
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value > 0:
+                raise ValueError(f"worker.{name} is {value!r}; it must be a {'whole ' * whole}number above 0")
         if sum(map(bool, (self.python, self.environment, self.addresses))) > 1:
             raise ValueError("worker has several of python, environment and addresses; one says where the reward runs")
         if self.images not in ("auto", "torch", "numpy"):
@@ -86,7 +87,14 @@ class WorkerSettings:
         return WorkerSettings(**given)
 
     def interpreter(self) -> str:
-        return str(interpreter(self.environment)) if self.environment else self.python or sys.executable
+        """Path of the Python that the workers run in.
+
+        Raises:
+            ValueError: an environment that is unknown or was not built.
+        """
+        if self.environment:
+            return str(interpreter(self.environment))
+        return str(Path(self.python).expanduser()) if self.python else sys.executable
 
 
 def worker_command(name: str, kwargs: Mapping[str, Any], python: str) -> list[str]:

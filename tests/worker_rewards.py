@@ -71,6 +71,10 @@ def hang() -> None:
     time.sleep(60)
 
 
+def nap() -> None:
+    time.sleep(0.1)
+
+
 def chatter() -> None:
     print("a library that talks")
     os.write(1, b"from below Python\n")
@@ -95,7 +99,15 @@ def complain() -> None:
     raise KeyError("prompt")
 
 
-ACTIONS = {"die": die, "hang": hang, "chatter": chatter, "garble": garble, "leave": leave, "complain": complain}
+ACTIONS = {
+    "die": die,
+    "hang": hang,
+    "nap": nap,
+    "chatter": chatter,
+    "garble": garble,
+    "leave": leave,
+    "complain": complain,
+}
 
 
 def bear_and_hang(images: np.ndarray, conditions: Rows) -> Any:

@@ -171,8 +171,10 @@ def test_what_is_expected_of_workers_is_compared(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"pyton": "x"}, "unknown setting worker.pyton; known: python, environment, number"),
-        ({"number": 0}, "worker.number is 0; it must be above 0"),
-        ({"call_timeout": -1}, "worker.call_timeout is -1"),
+        ({"number": 0}, "worker.number is 0; it must be a whole number above 0"),
+        ({"number": "2"}, "worker.number is '2'; it must be a whole number"),
+        ({"batch_size": 2.5}, "worker.batch_size is 2.5; it must be a whole number"),
+        ({"call_timeout": -1}, "worker.call_timeout is -1; it must be a number above 0"),
         ({"python": "x", "addresses": ["unix:/x"]}, "one says where the reward runs"),
         ({"images": "jax"}, "worker.images is 'jax'; known: auto, torch, numpy"),
         ({"devices": [0, 1]}, "worker.devices names 2 of worker.number=1"),
