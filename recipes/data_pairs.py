@@ -47,7 +47,7 @@ def main(overrides: list[str]) -> None:
             "preference pairs need a reward of a weight other than 0; choose reward=classifier, or name yours: reward.rewards"
         )
     generator = make_generator(config.generator)
-    rows = make_rows(config.prompts, generator, number=config.num_prompts)
+    rows = make_rows(config.prompts, generator, number=config.num_prompts, class_names=config.reward.class_names)
     if winners is not None and generator.num_classes is None:
         raise ValueError(
             "winners= writes token codes with class labels; of prompts, fine-tune on the pairs themselves: align train objective=best_of_n pairs.file="

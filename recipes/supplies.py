@@ -231,7 +231,7 @@ def _stream(config: DictConfig, source: str, generator: Generator, folder: Path)
     length = rows * config.trainer.max_steps
     if source == "rollouts":
         return PromptStream(
-            make_rows(config.data.get("prompts"), generator, number=None),
+            make_rows(config.data.get("prompts"), generator, number=None, class_names=config.reward.class_names),
             length=length,
             seed=config.seed,
             num_generations=config.rollout.num_generations,
@@ -244,7 +244,12 @@ def _stream(config: DictConfig, source: str, generator: Generator, folder: Path)
         path = Path(config.pairs.file or folder / PAIRS_FILE)
         if config.pairs.file is None and not path.exists():
             settings = {**config.pairs, "sampling": {"seed": config.seed}, "reward": config.reward}
-            prompts = make_rows(config.data.get("prompts"), generator, number=config.pairs.num_prompts)
+            prompts = make_rows(
+                config.data.get("prompts"),
+                generator,
+                number=config.pairs.num_prompts,
+                class_names=config.reward.class_names,
+            )
             drawn, facts = draw_pairs(generator, make_rewards(config.reward), prompts, OmegaConf.create(settings))
             drawn.save(path)
             write_text(path.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")

@@ -93,7 +93,7 @@ class VlmJudge:
         api_key_env: str | None = None,
         concurrency: int = 8,
         call_timeout: float = 60.0,
-        deadline: float = 300.0,
+        deadline: float = 240.0,
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         if not base_url.startswith(("http://", "https://")):

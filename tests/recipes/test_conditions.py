@@ -14,7 +14,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from align.data import PromptStream, Stream
 from align.generators import LlamaGen
 from align.training.callbacks import SampleGrid
-from recipes.conditions import make_rows, shown_conditions
+from recipes.conditions import make_rows, read_class_names, shown_conditions
 
 
 def prompt_file(path: Path, *prompts: str) -> str:
@@ -43,6 +43,23 @@ def test_rows_are_prompts_in_turn_with_all_their_columns(tmp_path: Path) -> None
     assert make_rows(["a", "b"], generator, number=None) == [{"prompt": "a"}, {"prompt": "b"}]
     assert make_rows(None, tiny_llamagen(), number=None) == [{"label": label} for label in range(4)]
     assert [row["label"] for row in make_rows(None, tiny_llamagen(), number=6)] == [0, 1, 2, 3, 0, 1]
+
+
+def test_rows_of_classes_may_have_their_names(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cat\ndog\n\nhen\nfrog \n")
+    rows = make_rows(None, tiny_llamagen(), number=5, class_names=str(tmp_path / "names.txt"))
+    assert [row["class_name"] for row in rows] == ["cat", "dog", "hen", "frog", "cat"]
+    assert rows[1]["label"] == 1
+    with pytest.raises(FileNotFoundError, match="no file of class names at .*gone.txt; reward.class_names is"):
+        read_class_names(str(tmp_path / "gone.txt"), number=4)
+    with pytest.raises(ValueError, match="names.txt names 4 classes, and the generator has 3; give one name a line"):
+        read_class_names(str(tmp_path / "names.txt"), number=3)
+
+
+@pytest.mark.slow  # open_clip takes 2 seconds to import
+def test_the_names_of_imagenet() -> None:
+    names = read_class_names("imagenet", number=1000)
+    assert (names[0], names[207].lower(), names[999]) == ("tench", "golden retriever", "toilet paper")
 
 
 @pytest.mark.parametrize(

@@ -167,6 +167,11 @@ def test_a_row_without_a_prompt_is_refused(score: Score, name: str, row: dict[st
         score(name, rows=[ROWS[0], row, *ROWS[2:]])
 
 
+def test_a_class_is_told_by_its_name(score: Score) -> None:
+    named = score("clip-score", rows=[{"label": 3, "class_name": "hen"}] * 5)
+    assert torch.equal(named, score("clip-score", rows=[{"prompt": "a photo of a hen"}] * 5))
+
+
 def test_aesthetic_reads_no_row(score: Score) -> None:
     assert torch.equal(score("aesthetic", rows=[{}] * 5), score("aesthetic"))
 
