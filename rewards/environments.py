@@ -40,7 +40,7 @@ class Environment:
 
 ENVIRONMENTS = {
     # image-reward 1.5 of 2023 imports what transformers has dropped since 4.56, and clip what setuptools has since 81;
-    # it does not name clip at all. Tried with Python 3.11 and torch 2.14
+    # it does not name clip at all. Tried with Python 3.11 and 3.12 and torch 2.14
     "image-reward": Environment(
         requirements=(
             "image-reward==1.5",
