@@ -111,7 +111,10 @@ ACTIONS = {
 
 
 def bear_and_hang(images: np.ndarray, conditions: Rows) -> Any:
-    """Start a process of its own, write down both, and hang."""
-    child = subprocess.Popen(["sleep", "60"])
-    Path(conditions[0]["pids"]).write_text(f"{os.getpid()} {child.pid}")
-    hang()
+    """The first time: start a process of its own, write down both, and hang."""
+    pids = Path(conditions[0]["pids"])
+    if not pids.exists():
+        child = subprocess.Popen(["sleep", "60"])
+        pids.write_text(f"{os.getpid()} {child.pid}")
+        hang()
+    return mean(images, conditions)

@@ -141,13 +141,9 @@ def test_workers_of_different_weights_do_not_start(tmp_path: Path) -> None:
     links = []
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
-        command = worker_command(f"{FUNCTIONS}:mean", {"weights": tmp_path / name}, sys.executable) + [
-            "--images",
-            "numpy",
-        ]
-        links.append(
-            ProcessLink(f"worker {name}", command, process_environment(sys.executable, None), tmp_path / "log")
-        )
+        command = worker_command(f"{FUNCTIONS}:mean", {"weights": tmp_path / name}, sys.executable)
+        environment = process_environment(sys.executable, None)
+        links.append(ProcessLink(f"worker {name}", [*command, "--images", "numpy"], environment, tmp_path / "log"))
     with pytest.raises(
         ValueError,
         match=r"differ: worker a .* and worker b .* have weights.weights ca978112\w+ and 3e23e816\w+; they must",
@@ -163,8 +159,6 @@ def test_what_is_expected_of_workers_is_compared(tmp_path: Path) -> None:
     worker("mean", kwargs, expect={"weights": {"weights": right}, "versions": {"numpy": np.__version__}}).close()
     with pytest.raises(ValueError, match=rf"has weights.weights {right}; reward .* expects 0000"):
         worker("mean", kwargs, expect={"weights": {"weights": "0000"}})
-    with pytest.raises(ValueError, match=r"has versions.numpy \d\S+; reward .* expects 1.0"):
-        worker("mean", kwargs, expect={"versions": {"numpy": "1.0"}})
 
 
 @pytest.mark.parametrize(

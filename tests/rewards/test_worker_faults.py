@@ -32,12 +32,15 @@ def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "BACKOFF", (0.0, 0.0))
 
 
-@pytest.fixture
-def act() -> Iterator[WorkerReward]:
+def started() -> Iterator[WorkerReward]:
     reward = load_worker_reward(f"{FUNCTIONS}:act", {}, {"images": "numpy", "batch_size": 2, "call_timeout": 0.5})
     yield reward
     reward.close()
     assert is_gone(pid_of(reward))
+
+
+act = pytest.fixture(started)
+steady = pytest.fixture(scope="module")(started)  # for tests that leave it as it is
 
 
 def pid_of(reward: WorkerReward) -> int:
@@ -79,7 +82,9 @@ def test_a_worker_that_fails_once_is_started_again(act: WorkerReward, do: str, t
     ("do", "message"),
     [
         ("die", r"worker 0 of .*act \(process \d+\) ended without an answer \(killed by SIGKILL\)\n\(tried 3 times\)"),
-        ("garble", r"broke off: a message begins with b'ARW1'; got b'no f'.*tried 3 times"),
+        pytest.param(
+            "garble", r"broke off: a message begins with b'ARW1'; got b'no f'.*tried 3", marks=pytest.mark.slow
+        ),
         pytest.param("hang", r"did not answer within 0.5 seconds.*in hang\n.*tried 3 times", marks=pytest.mark.slow),
     ],
 )
@@ -105,18 +110,20 @@ def assert_matches(pattern: str, text: str) -> None:
         ("leave", "SystemExit: 3"),
     ],
 )
-def test_the_rewards_own_mistakes_are_not_tried_again(act: WorkerReward, do: str, message: str, tmp_path: Path) -> None:
-    pid = pid_of(act)
-    scores = act(IMAGES, rows(do=do, log=str(tmp_path / "log")))
+def test_the_rewards_own_mistakes_are_not_tried_again(
+    steady: WorkerReward, do: str, message: str, tmp_path: Path
+) -> None:
+    pid = pid_of(steady)
+    scores = steady(IMAGES, rows(do=do, log=str(tmp_path / "log")))
     assert isinstance(scores, PartialScores)
     assert scores.valid.tolist() == [True, True, False, False, True, True]
     assert_matches(message, scores.error)
     assert (tmp_path / "log").read_text().splitlines() == [str(pid)]
-    assert pid_of(act) == pid
+    assert pid_of(steady) == pid
 
 
-def test_what_a_reward_prints_is_not_taken_for_an_answer(act: WorkerReward) -> None:
-    scores = act(IMAGES, [{"do": "chatter"}] * 6)
+def test_what_a_reward_prints_is_not_taken_for_an_answer(steady: WorkerReward) -> None:
+    scores = steady(IMAGES, [{"do": "chatter"}] * 6)
     assert isinstance(scores, Tensor)
     assert scores.tolist() == MEANS.tolist()
 
@@ -190,7 +197,6 @@ def test_what_a_reward_started_ends_with_a_call_that_took_too_long(tmp_path: Pat
     reward = load_worker_reward(f"{FUNCTIONS}:bear_and_hang", {}, {"images": "numpy", "call_timeout": 0.3})
     scores = reward(IMAGES, [{"pids": str(tmp_path / "pids")}] * 6)
     pids = [int(word) for word in (tmp_path / "pids").read_text().split()]
-    reward.close()
-    assert isinstance(scores, PartialScores)
-    assert not scores.valid.any()
+    assert scores.tolist() == MEANS.tolist()  # type: ignore[union-attr]
     wait_until_gone(*pids)
+    reward.close()

@@ -116,8 +116,8 @@ def test_the_pause_between_tries_grows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_dead_worker_leaves_its_calls_to_another() -> None:
     """It fails at once, again and again, while the other one is busy; no call may be lost to it."""
-    dead, busy = Pretended(fault), Pretended(lambda count: time.sleep(0.02))
-    for _ in range(5):
+    dead, busy = Pretended(fault), Pretended(lambda count: time.sleep(0.01))
+    for _ in range(3):
         assert score(reward(dead, busy, batch_size=1))[1] == [True] * 8
     assert dead.asked
 
@@ -179,6 +179,12 @@ def test_an_answer_of_another_length_is_no_score() -> None:
 def test_workers_must_agree(links: list[Pretended], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         reward(*links)
+
+
+def test_a_package_that_is_missing_is_not_the_expected_one() -> None:
+    settings = WorkerSettings(expect={"versions": {"torch": "2.0", "numpy": "2"}})
+    with pytest.raises(ValueError, match=r"pretended has versions.torch None; reward 'r' expects 2.0"):
+        WorkerReward("r", [Pretended(versions={"numpy": "2"})], settings)
 
 
 def test_places_and_limits_may_differ() -> None:
