@@ -34,6 +34,15 @@ def read_yes_no(reply: Any) -> float:
     return float(word == "yes")
 
 
+def read_choice(reply: Any) -> float:
+    """Of two images 1 for the first, 0 for the second and 0.5 for neither, by the last of the words FIRST, SECOND, EQUAL."""
+    text = text_of(reply)
+    found = re.findall(r"\b(FIRST|SECOND|EQUAL)\b", text)
+    if not found:
+        raise EndpointError(f"the answer has none of FIRST, SECOND and EQUAL: {text!r:.{SHOWN}}")
+    return {"FIRST": 1.0, "SECOND": 0.0, "EQUAL": 0.5}[found[-1]]
+
+
 def read_probability(reply: Any) -> float:
     """P(yes) / (P(yes) + P(no)) of the first token, over all its likeliest spellings (case, spaces around)."""
     try:
