@@ -39,6 +39,7 @@ MARKS = ("<!-- bench: written by `align bench` -->", "<!-- /bench -->")
 # an arm's trainings, one after the other: {"gft": ..., "gft+ddo": ...}
 Stages = dict[str, DictConfig]
 SHOWN = {"fid": 2, "accuracy": 3, "recall": 3, "reward": 2}  # metrics, and the digits that they are shown with
+RECORDED = (*SHOWN, "precision")
 TIMES_FILE = "training_seconds.json"
 
 
@@ -180,7 +181,7 @@ class _Bench:
 
     def _arm(self, arm: Arm) -> dict[str, Any]:
         """Median, lowest and highest over the seeds of each figure."""
-        spreads = {name: arm.metric(name) for name in SHOWN}
+        spreads = {name: arm.metric(name) for name in RECORDED}
         seconds = self.seconds.get(arm.label)
         return {
             "label": arm.label,
