@@ -24,11 +24,12 @@ ROWS = 64  # images whose statistics are held at once: there may be D * D of eac
 
 
 class LeaveOneOutFrechet:
-    """A `rewards.base.DistributionReward`: how much the distance to real images would grow without each image.
+    """How much farther from real images the sampled ones would be, as a distribution, without each.
 
-    The distance is that of moments which move: all images so far count, those of earlier steps by `decay` to the power
-    of their age. They begin with the first step's, which are the base model's own. The larger the batch and the decay,
-    the less of the reward is noise; the larger the decay, the later it sees that the generator has moved.
+    A `rewards.base.DistributionReward`. The distance is that of moments which move: all images so far count, those of
+    earlier steps by `decay` to the power of their age. They begin with the first step's, which are the base model's own.
+    The larger the batch and the decay, the less of the reward is noise; the larger the decay, the later it sees that
+    the generator has moved.
 
     Compare rewards within the group of a prompt, as the paper does and every estimator but reinforce_pp: between
     prompts they tell which prompts there are too many of. Beside other rewards use
@@ -87,7 +88,7 @@ class LeaveOneOutFrechet:
         self.sums_S = self.decay * self.sums_S + self.distance.sums(features_ND)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"sums_S": self.sums_S.clone()}
+        return {"sums_S": self.sums_S}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         empty_S = self.distance.sums(self.distance.mean_D.new_empty(0, len(self.distance.mean_D)))
@@ -97,7 +98,7 @@ class LeaveOneOutFrechet:
                 f"the stored state of loo-fid has shape {list(sums_S.shape)}, and this extractor and covariance need "
                 f"{list(empty_S.shape)}; start the run anew, without resume"
             )
-        self.sums_S = sums_S.to(empty_S).clone()
+        self.sums_S = sums_S.to(empty_S)
 
 
 class DiagonalFrechet:
