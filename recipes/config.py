@@ -167,6 +167,8 @@ def _explain(error: Exception, parsed: list[Override]) -> str:
         ):
             near = difflib.get_close_matches(choice, known, n=1, cutoff=0.4)
             hint = f" Did you mean {near[0]}?" if near else ""
+            if item.key_or_group == "reward":
+                hint += " Rewards themselves are named as 'reward.rewards=[{name: NAME}]'"
             return f"unknown {item.key_or_group} {choice!r}; known: {', '.join(known)}.{hint}"
     if isinstance(error, ConfigCompositionException) and error.__cause__ is not None:
         return f"{_first_line(error)} ({_first_line(error.__cause__)})"

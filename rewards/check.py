@@ -23,6 +23,13 @@ PATIENCE = 10.0  # seconds for a batch, above which a large one is not tried
 SLOW = 0.1  # seconds for an image: a step of 512 rollouts then waits for a minute
 EXACT, ROUNDED = 1e-3, 0.05  # of the scores' own spread: differences that are none, and those that bfloat16 makes
 STRANGERS = {"black": 0, "white": 255}  # images that are put among others
+CALLED = {  # what to do when the first call fails, by what the message says
+    " raised ": "see that the check gives what it reads: prompt=..., label=..., row.NAME=..., and the images' size=...",
+    " returned ": "return one number an image: mean over dim=(1, 2, 3), not over all",
+    " is infinite ": "guard divisions and logarithms",
+    " gave no answer ": "raise timeout=, in seconds",
+    "": "score every image, or return NaN where it does not apply",
+}
 PLACES = "let a score depend on its own image and row, whatever their place"
 NEIGHBOURS = "leave statistics of the batch out (batch norm, ranks, minus the mean); what compares images is @groupwise"
 
@@ -46,9 +53,7 @@ def check_reward(
     try:
         scores_N = call(images)
     except RewardError as problem:
-        yield error(
-            "call", str(problem), "give the columns that it needs (prompt=..., label=...), the size that it reads"
-        )
+        yield error("call", str(problem), next(advice for sign, advice in CALLED.items() if sign in str(problem)))
         return
     seconds = call.seconds
     yield _result(call.returned)

@@ -61,6 +61,7 @@ NOT_PROBED = {
     "geneval": "it needs a detector",
     "image-reward-package": "it runs in an environment of its own",
     "vlm-judge": "it asks a server",
+    "vlm-pairwise": "it asks a server",
 }
 
 

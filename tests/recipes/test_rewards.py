@@ -199,6 +199,12 @@ def test_mistakes_end_in_one_clear_line(capsys: pytest.CaptureFixture[str], word
     assert message in error
 
 
+def test_a_reward_in_the_place_of_a_configuration_is_told_where_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
+    error = fails(capsys, "train", "reward=mine.py:redness")
+    assert error.startswith("error: unknown reward 'mine.py:redness'; known: classifier, ")
+    assert error.endswith("Rewards themselves are named as 'reward.rewards=[{name: NAME}]'\n")
+
+
 def test_an_empty_folder_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty").mkdir()
     assert "empty holds no image (.jpg, " in fails(capsys, "rewards", "score", "mine.py:redness", "empty")

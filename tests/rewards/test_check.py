@@ -139,20 +139,29 @@ def test_what_is_wrong_is_found_and_nothing_else(case: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("function", "message"),
+    ("function", "message", "advice"),
     [
-        (lambda i, c: [0.5], r"returned shape \[1\]"),
-        (lambda i, c: ["a"] * len(i), "which is not all numbers"),
-        (lambda i, c: [np.inf] * len(i), "is infinite for 8 of 8 images"),
-        (lambda i, c: [row["prompt"] for row in c], "raised KeyError: 'prompt'"),
-        (lambda i, c: PartialScores([1.0] * 8, [True] * 7 + [False], "no face found"), "failed: no face found"),
-        (lambda i, c: time.sleep(0.5), "gave no answer for 8 images within 0.05 seconds"),
+        (lambda i, c: [0.5], r"returned shape \[1\]", "one number an image"),
+        (lambda i, c: ["a"] * len(i), "which is not all numbers", "one number an image"),
+        (lambda i, c: [np.inf] * len(i), "is infinite for 8 of 8 images", "guard divisions"),
+        (
+            lambda i, c: [row["prompt"] for row in c],
+            "raised KeyError: 'prompt'",
+            "see that the check gives what it reads: prompt=",
+        ),
+        (
+            lambda i, c: PartialScores([1.0] * 8, [True] * 7 + [False], "no face found"),
+            "failed: no face found",
+            "score every image",
+        ),
+        (lambda i, c: time.sleep(0.5), "gave no answer for 8 images within 0.05 seconds", "raise timeout="),
     ],
 )
-def test_a_reward_that_cannot_be_called_is_told_so_at_once(function: Any, message: str) -> None:
+def test_a_reward_that_cannot_be_called_is_told_so_at_once(function: Any, message: str, advice: str) -> None:
     (finding,) = check(function, timeout=0.05).values()
     assert (finding.level, finding.what) == ("error", "call")
     assert re.search(message, finding.text)
+    assert advice in finding.advice
 
 
 def test_the_columns_that_are_read_are_told() -> None:
