@@ -40,12 +40,15 @@ class WorkerReward:
     none is made for 30 seconds, then one on trial.
 
     kind: of the reward, as in `rewards.base`; `group` is sent in one message and never cut.
+    remote: True, so that its answers are waited for beside those of other rewards.
     fingerprint: hash of all that the workers agree in: the source, its settings, weights, Python and packages.
 
     Raises:
         ValueError: a worker that cannot be reached or does not load, that differs from the others, or from
             `settings.expect`.
     """
+
+    remote = True
 
     def __init__(self, name: str, links: Sequence[Link], settings: WorkerSettings, folder: Path | None = None) -> None:
         self.name = name

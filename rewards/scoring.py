@@ -136,7 +136,9 @@ def whole_groups(rewards: Sequence[Reward], batch_size: int, group_size: int) ->
 class BackgroundScorer:
     """Scores finished micro-batches while the next ones are sampled, in their order; one for each collection.
 
-    Of the seconds that scoring took, `exposed` are those that `collect` waited for, `hidden` the others.
+    Rewards that run elsewhere (those with an attribute `remote` that is true: workers, servers) are waited for side by
+    side; those of this process come one after another. Of the seconds that scoring took, `exposed` are those that
+    `collect` waited for, `hidden` the others.
     """
 
     def __init__(self, rewards: Sequence[Reward], *, timeout: float | None, group_size: int | None = None) -> None:
@@ -144,25 +146,54 @@ class BackgroundScorer:
         self.timeout = timeout
         self.group_size = group_size
         self.hidden = self.exposed = 0.0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rewards")
-        self._running: list[Future[RewardScores]] = []
+        own = [reward for reward in rewards if not getattr(reward.function, "remote", False)]
+        lanes = [own, *([reward] for reward in rewards if reward not in own)]
+        self._lanes = [_Lane(lane) for lane in lanes if lane]
 
     def submit(self, images: Tensor, conditions: Sequence[Mapping[str, Any]]) -> None:
         """Begin to score uint8 images [B, H, W, 3] with their rows."""
         keywords: dict[str, Any] = {"timeout": self.timeout, "group_size": self.group_size}
-        device = images.device if images.is_cuda else None
-        self._running.append(self._thread.submit(_on_device, device, self.rewards, images.cpu(), conditions, keywords))
+        device, images = images.device if images.is_cuda else None, images.cpu()
+        for lane in self._lanes:
+            running = lane.thread.submit(_on_device, device, lane.rewards, images, conditions, keywords)
+            lane.running.append(running)
 
     def collect(self) -> RewardScores:
         """The scores of everything that was submitted."""
         clock = time.monotonic()
         try:
-            scores = RewardScores.cat([running.result() for running in self._running])
+            found = [RewardScores.cat([running.result() for running in lane.running]) for lane in self._lanes]
         finally:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+            for lane in self._lanes:
+                lane.thread.shutdown(wait=False, cancel_futures=True)
         self.exposed = time.monotonic() - clock
-        self.hidden = max(0.0, sum(scores.seconds) - self.exposed)
-        return scores
+        self.hidden = max(0.0, max(sum(scores.seconds) for scores in found) - self.exposed)
+        return _side_by_side(found, [reward.name for reward in self.rewards])
+
+
+class _Lane:
+    """Rewards that are called one after another."""
+
+    def __init__(self, rewards: Sequence[Reward]) -> None:
+        self.rewards = rewards
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="rewards")
+        self.running: list[Future[RewardScores]] = []
+
+
+def _side_by_side(parts: Sequence[RewardScores], names: Sequence[str]) -> RewardScores:
+    """Of several rewards on the same images, in the order of `names`."""
+    found = [name for part in parts for name in part.names]
+    order = [found.index(name) for name in names]
+    errors = {name: error for part in parts for name, error in part.errors.items()}
+    seconds = [second for part in parts for second in part.seconds]
+    return RewardScores(
+        torch.cat([part.values_NR for part in parts], dim=1)[:, order],
+        torch.cat([part.valid_NR for part in parts], dim=1)[:, order],
+        tuple(names),
+        {name: features for part in parts for name, features in part.features.items()},
+        {name: errors[name] for name in names if name in errors},
+        tuple(seconds[index] for index in order),
+    )
 
 
 def _on_device(

@@ -37,6 +37,7 @@ class PairwiseJudge:
     """
 
     kind = "group"
+    remote = True
 
     def __init__(
         self,

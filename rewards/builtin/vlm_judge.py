@@ -70,6 +70,8 @@ class VlmJudge:
         ValueError: a setting that is none of these, or an environment variable that is not set.
     """
 
+    remote = True
+
     def __init__(
         self,
         *,

@@ -335,6 +335,31 @@ def test_scoring_goes_on_while_the_caller_works() -> None:
     assert scorer.exposed < scorer.hidden
 
 
+def test_remote_rewards_are_waited_for_side_by_side() -> None:
+    meet = threading.Barrier(3, timeout=10)
+
+    class Remote:
+        remote = True
+
+        def __init__(self, value: float) -> None:
+            self.value = value
+
+        def __call__(self, images: Tensor, conditions: list[dict[str, Any]]) -> list[float]:
+            meet.wait()  # each one alone would wait for ever
+            return [self.value] * len(images)
+
+    rewards = [Reward("a", Remote(1.0)), Reward("labels", labels), Reward("b", Remote(2.0)), Reward("bad", failing)]
+    scorer = BackgroundScorer(rewards, timeout=20.0)
+    scorer.submit(IMAGES, CONDITIONS)
+    meet.wait()
+    scores = scorer.collect()
+    assert scores.names == ("a", "labels", "b", "bad")
+    assert scores.values_NR[:, :3].tolist() == [[1, 2, 2], [1, 0, 2], [1, 1, 2]]
+    assert scores.valid_NR.all(dim=0).tolist() == [True, True, True, False]
+    assert list(scores.errors) == ["bad"]
+    assert len(scores.seconds) == 4
+
+
 def test_the_callers_mistakes_come_out_of_the_background() -> None:
     scorer = BackgroundScorer([Reward("labels", labels)], timeout=5.0)
     scorer.submit(IMAGES, CONDITIONS[:2])
