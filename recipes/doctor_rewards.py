@@ -16,6 +16,7 @@ from align.checkpoints import zoo_entries
 from align.data.prompts import read_prompts
 from align.files import sha256_of_tensors
 from evaluation.results import read_results
+from recipes.conditions import read_class_names
 from recipes.reward_settings import make_rewards
 from rewards.base import Reward
 from rewards.catalog import catalog
@@ -81,21 +82,29 @@ def record() -> dict[str, list[float]]:
 
 def look_at_configured(config: DictConfig) -> Iterator[Finding]:
     """The rewards that a training names, with their own weights and workers, twice on the stored images."""
+    shipped = config.generator.name in zoo_entries()
     try:
         rewards = make_rewards(config.reward).rewards
+        rows = _rows(config, num_classes=10 if shipped else 1000)
     except (ValueError, OSError) as problem:
-        yield error(
-            "reward", str(problem), "mend the settings under reward.rewards; align rewards show NAME tells them"
-        )
+        advice = "mend the settings under reward or data; align rewards show NAME tells a reward's"
+        yield error("reward", str(problem), advice)
         return
-    prompts = config.data.get("prompts")
-    rows: list[Mapping[str, Any]] = [{"label": 0}, {"label": 1}]
-    if prompts is not None:
-        rows = [dict(row) for row in (read_prompts(prompts) * 2)[: len(IMAGES)]]
-    size = DIGITS if config.generator.name in zoo_entries() else 64
+    size = DIGITS if shipped else 64
     for reward in rewards:
         yield from _workers(reward)
         yield _tried(reward, rows, size)
+
+
+def _rows(config: DictConfig, *, num_classes: int) -> list[dict[str, Any]]:
+    """The first prompts, or classes, with the columns that a training gives them."""
+    if (prompts := config.data.get("prompts")) is not None:
+        return (read_prompts(prompts) * len(IMAGES))[: len(IMAGES)]
+    rows: list[dict[str, Any]] = [{"label": label} for label in range(len(IMAGES))]
+    if (source := config.reward.class_names) is not None:
+        for row, name in zip(rows, read_class_names(source, number=num_classes), strict=False):
+            row["class_name"] = name
+    return rows
 
 
 def _workers(reward: Reward) -> Iterator[Finding]:
@@ -109,7 +118,7 @@ def _workers(reward: Reward) -> Iterator[Finding]:
             yield error(f"worker of {reward.name}", f"{where}: {state}", "see its own output; start it anew")
 
 
-def _tried(reward: Reward, rows: list[Mapping[str, Any]], size: int) -> Finding:
+def _tried(reward: Reward, rows: list[dict[str, Any]], size: int) -> Finding:
     what, images = f"your {reward.name}", stored_images(size)
     clock = time.monotonic()
     try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def probe(name: str, folder: Path) -> list[float]:
     return scores_of(reward, stored_images(chosen.size), [chosen.row] * len(IMAGES)).tolist()
 
 
-def scores_of(reward: Reward, images: Tensor, rows: list[Mapping[str, Any]]) -> Tensor:
+def scores_of(reward: Reward, images: Tensor, rows: Sequence[Mapping[str, Any]]) -> Tensor:
     """Float32 [N] of a reward of any kind; what compares images takes all of them as one batch.
 
     Raises:

@@ -251,6 +251,16 @@ def test_the_rewards_of_prompts_see_the_first_ones() -> None:
     assert found["your mine.py:words"].text.startswith("5, 5 in ")
 
 
+def test_the_rewards_of_classes_see_their_names() -> None:
+    Path("mine.py").write_text(CODE.replace('row["prompt"]', 'row["class_name"]').format(size=28))
+    Path("names.txt").write_text("\n".join(["nil", "o", *"abcdefgh"]))
+    found = configured("experiment=mnist/grpo", "reward.class_names=names.txt", named("words"))
+    assert found["your mine.py:words"].text.startswith("3, 1 in ")
+    Path("names.txt").write_text("nil")
+    found = configured("experiment=mnist/grpo", "reward.class_names=names.txt", named("words"))
+    assert found["reward"].text == "names.txt names 1 classes, and the generator has 10; give one name a line"
+
+
 def test_workers_are_asked_how_they_are() -> None:
     states = [("one", "ready"), ("two", "loading"), ("three", "gone: killed")]
 
