@@ -89,8 +89,9 @@ def _leave_group() -> None:
 
 def _help(command: str, words: list[str]) -> int:
     folder = Path(__file__).parent / "conf"
-    # `align data pairs`: a word after the command chooses among its several modules and configurations
-    parts = sorted(path.stem.removeprefix(f"{command}_") for path in folder.glob(f"{command}_*.yaml"))
+    # `align data pairs`: a word after the command chooses among its several modules, each with its configuration if it has one
+    others = sorted(Path(__file__).parent.glob(f"{command}_*.py"))
+    parts = [path.stem.removeprefix(f"{command}_") for path in others if "\ndef main(" in path.read_text()]
     part = next((word for word in words if word in parts), None)
     module = Path(__file__).parent / f"{f'{command}_{part}' if part else COMMANDS[command][0].split('.')[1]}.py"
     import ast

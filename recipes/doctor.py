@@ -4,6 +4,8 @@ It takes seconds. The built-in rewards are run with tiny weights on two stored i
 when this version was made: a library that reads images or prompts in another way shows here. With the settings of a
 training the rewards that it names are loaded and tried too, with their own weights, and its workers are asked how they are.
 For example: align doctor experiment=mnist/grpo
+
+record=FILE writes what the built-in rewards score here, for those who change one (rewards/stored_scores.json).
 """
 
 from __future__ import annotations

@@ -1,23 +1,21 @@
-"""Look at rewards, and try them before a training does.
+"""Look at rewards, and try them before a training does. Each word has a --help of its own.
 
 align rewards list: every reward that this machine knows, its own and those of installed packages.
 
 align rewards show NAME: what a reward does, its settings, and the line that trains on it.
 For example: align rewards show jpeg-compressibility
 
-align rewards score NAME IMAGES...: score images. IMAGES are files, folders, or the images.npz of `align sample`, which
-holds their labels or prompts too. prompt=TEXT and label=NUMBER say what they show, row.COLUMN=VALUE any other column;
-kwargs.KEY=VALUE are the reward's settings and worker.KEY=VALUE those of the environment it runs in, as in a recipe.
-batch_size=32 and timeout=300 (seconds for a batch) can be set; --json prints JSON.
+align rewards score NAME IMAGES...: score images.
 For example: align rewards score my_rewards.py:boldness runs/sample/images.npz
 
-align rewards check NAME: run a reward through its contract, and say what is wrong with it and what to do. Takes prompt=,
-label=, row., kwargs. and worker. as above, size=64 (pixels of each side) and timeout=60.
+align rewards check NAME: run a reward through its contract, and say what is wrong with it and what to do.
 For example: align rewards check my_rewards.py:boldness size=28
 
 align rewards env NAME: make the Python environment of a reward whose packages do not go with ours.
+For example: align rewards env image-reward
 
-align rewards serve NAME: run a reward's worker for other machines.
+align rewards serve NAME: run a reward's worker for other processes and machines.
+For example: align rewards serve pickscore listen=http://127.0.0.1:8400 token_file=~/.align-token
 """
 
 from __future__ import annotations

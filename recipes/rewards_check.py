@@ -1,4 +1,16 @@
-"""Run a reward through its contract: align rewards check NAME [size=64] [prompt=TEXT] [label=NUMBER] [kwargs.KEY=VALUE]"""
+"""Run a reward through its contract, and say what is wrong with it and what to do: align rewards check NAME [key=value ...]
+
+For example: align rewards check my_rewards.py:boldness size=28
+
+It is called on noise, smooth pictures and blank images, alone and in batches. Exit code 1 if it is not fit for training.
+
+size=64             pixels of each side of the images
+prompt=TEXT         what the images show; label=NUMBER likewise, of classes
+row.COLUMN=VALUE    any other column of a dataset's rows
+kwargs.KEY=VALUE    the reward's settings
+worker.KEY=VALUE    the environment that it runs in, as worker.python=envs/ink/bin/python
+timeout=60          seconds for a batch
+"""
 
 from __future__ import annotations
 

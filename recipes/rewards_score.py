@@ -1,4 +1,18 @@
-"""Score images by a reward: align rewards score NAME IMAGES... [prompt=TEXT] [label=NUMBER] [kwargs.KEY=VALUE]"""
+"""Score images by a reward: align rewards score NAME IMAGES... [key=value ...]
+
+For example: align rewards score pickscore pictures/ --prompt "a red cube"
+
+NAME is one of `align rewards list`, or path/to/file.py:function. IMAGES are files, folders, or the images.npz of
+`align sample`, which holds their labels or prompts too.
+
+prompt=TEXT         what the images show; label=NUMBER likewise, of classes
+row.COLUMN=VALUE    any other column of a dataset's rows
+kwargs.KEY=VALUE    the reward's settings; weights of the form zoo:NAME are a shipped generator's
+worker.KEY=VALUE    the environment that it runs in, as worker.python=envs/ink/bin/python
+batch_size=32       images scored at once; what compares images takes all as one prompt's
+timeout=300         seconds for a batch
+--json              JSON instead of a table
+"""
 
 from __future__ import annotations
 

@@ -73,6 +73,22 @@ def test_the_list_names_what_is_built_in(capsys: pytest.CaptureFixture[str]) -> 
     assert lines[-1].startswith("Your own: path/to/file.py:function")
 
 
+@pytest.mark.parametrize(
+    ("words", "usage", "line"),
+    [
+        (["rewards"], "usage: align rewards {check,env,list,score,serve,show} [key=value ...]", "align rewards check NAME: run"),
+        (["rewards", "check"], "usage: align rewards check [key=value ...]", "size=64  "),
+        (["rewards", "score"], "usage: align rewards score [key=value ...]", "--json  "),
+        (["doctor"], "usage: align doctor [key=value ...]", "For example: align doctor experiment=mnist/grpo"),
+    ],
+)  # fmt: skip
+def test_each_word_has_its_help(capsys: pytest.CaptureFixture[str], words: list[str], usage: str, line: str) -> None:
+    run(*words, "--help")
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == usage
+    assert any(own.startswith(line) for own in said)
+
+
 def test_show_tells_settings_and_a_line_to_train_with(capsys: pytest.CaptureFixture[str]) -> None:
     run("rewards", "show", "mine.py:redness")
     said = capsys.readouterr().out
