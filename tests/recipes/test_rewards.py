@@ -12,6 +12,7 @@ import pytest
 from command_line import fails, run
 from PIL import Image
 
+from recipes.cli import main
 from recipes.reward_words import read_words
 
 CODE = '''
@@ -159,8 +160,8 @@ def test_what_fails_or_does_not_apply_is_no_number(capsys: pytest.CaptureFixture
 
 
 def test_failures_are_shown_beside_the_scores(capsys: pytest.CaptureFixture[str]) -> None:
-    from recipes.cli import main
-
+    assert main(["rewards", "score", "mine.py:first_only", "drawn.npz"]) == 1
+    assert capsys.readouterr().out.endswith("mean 0.5, std 0; 1 of 3 images scored; 2 failed\n")
     assert main(["rewards", "score", "mine.py:first_only", "drawn.npz", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert [(one["score"], one["valid"]) for one in found["scores"]] == [(0.5, True), (None, False), (None, False)]

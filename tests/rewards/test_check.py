@@ -16,6 +16,7 @@ from torch import Tensor
 from rewards.base import PartialScores, Reward, groupwise
 from rewards.check import check_reward
 from rewards.findings import Finding, line_of, summary
+from rewards.pictures import assorted
 
 Rows = list[dict[str, Any]]
 
@@ -230,6 +231,38 @@ def test_a_sound_distribution_reward_passes_and_is_left_at_its_beginning() -> No
     assert list(found) == ["describe", "alone", "range", "determinism", "order", "reset", "resume"]
     assert found["describe"].text.startswith("3 numbers for each of 8 images, ")
     assert reward.number == 0
+
+
+def test_a_distribution_reward_that_has_been_used_is_checked_from_its_beginning() -> None:
+    reward = Distance()
+    reward.advance(torch.ones(50, 3, dtype=torch.float64))
+    assert troubles(check(reward)) == {}
+
+
+class InPlace(Distance):
+    """Sound too: its state_dict shows the tensors that it goes on to change, as torch's modules do."""
+
+    def advance(self, features_ND: Tensor) -> None:
+        self.total_D += features_ND.sum(dim=0)
+        self.number += len(features_ND)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if not hasattr(self, "total_D"):
+            super().load_state_dict({})
+        self.total_D.copy_(state.get("total", torch.zeros(3)))
+        self.number = int(state.get("number", 0))
+
+
+def test_a_state_that_changes_in_place_is_no_fault() -> None:
+    assert troubles(check(InPlace())) == {}
+
+
+def test_the_pictures_are_smooth_or_noise_in_turn() -> None:
+    pictures = assorted(5, 32).int()
+    steps = (pictures[:, 1:] - pictures[:, :-1]).abs().flatten(1).max(dim=1).values
+    assert [step < 128 for step in steps.tolist()] == [True, False, True, False, True]  # no value wraps around
+    assert assorted(5, 32).int().equal(pictures)
+    assert not assorted(4, 32)[0].equal(assorted(4, 32)[2])
 
 
 class Moves(Distance):
