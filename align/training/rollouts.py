@@ -85,6 +85,10 @@ class RolloutSettings:
             )
         if self.importance_cap is not None and self.importance_cap <= 0:
             raise ValueError(f"rollout.importance_cap is {self.importance_cap}; it must be above 0")
+        self.new_window()  # refuses what is out of range
+
+    def new_window(self) -> FailureWindow:
+        return FailureWindow(limit=self.max_failed, steps=self.failure_window)
 
 
 class Rollouts(RealData):
@@ -107,7 +111,7 @@ class Rollouts(RealData):
         self.settings = settings
         self.scoring = settings.scoring
         self.credit = credit
-        self.failures = FailureWindow(limit=settings.max_failed, steps=settings.failure_window)
+        self.failures = settings.new_window()
         self.buffer: list[dict[str, Tensor]] = []
         for _, function in self._moving():
             function.load_state_dict({})  # rewards are shared by the runs of a process; each run starts anew

@@ -139,6 +139,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("grpo", {"rollout__batch_size": 0}, "rollout.batch_size is 0; it must be at least 1"),
     ("grpo", {"rollout__probe_every": 0}, "rollout.probe_every is 0; it must be at least 1"),
     ("grpo", {"rollout__num_generations": 5}, "a step of 32 rows does not divide into groups of rollout.num_gener"),
+    ("grpo", {"reward__max_failed": 1.0}, "reward.max_failed is 1.0 .* the first is a share below 1"),
+    ("grpo", {"reward__failure_window": 0}, "reward.failure_window is 0; .*a number of steps from 1"),
     ("grpo", {"trainer__dropout": 0.1}, "policy gradient compares log-probs .*set trainer.dropout=0"),
     (
         "grpo",
@@ -186,6 +188,24 @@ def test_what_cannot_work_is_refused_before_weights_are_loaded(
     with pytest.raises(ValueError, match=message):
         train.main([])
     assert not Path("runs").exists()  # nor is a folder left behind
+
+
+def test_several_processes_ask_for_more_of_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hanging reward is given up before the other processes give up waiting, and a group stays on one process."""
+    Path("reward.py").write_text(f"{REWARD}\nbrightness.kind = 'group'\n")
+    settings = {"trainer__per_device_train_batch_size": 4, "rollout__num_generations": 8}
+    check_recipe(configured("grpo", **settings, trainer__gradient_accumulation_steps=2, reward__timeout=None))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_recipe(configured("grpo", **settings, trainer__gradient_accumulation_steps=2))
+    with pytest.raises(ValueError, match="compares the images of one prompt, and each process has 4 rows of a step"):
+        check_recipe(configured("grpo", **settings, trainer__gradient_accumulation_steps=1))
+    for timeout in (None, 601):
+        with pytest.raises(
+            ValueError, match=f"reward.timeout is {timeout} and processes wait 1800 seconds .*to 600 or"
+        ):
+            check_recipe(
+                configured("grpo", **settings, trainer__gradient_accumulation_steps=2, reward__timeout=timeout)
+            )
 
 
 def test_the_weights_are_loaded_where_nothing_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
