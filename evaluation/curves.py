@@ -34,11 +34,12 @@ MAX_POINTS = 400  # per line: a chart of this size cannot show more
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """What one training run logged."""
+    """What one training run logged; `held_out` are the rewards that it was only watched by."""
 
     name: str
     objective: str
     records: Sequence[Mapping[str, Any]] = field(repr=False)
+    held_out: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ def read_logs(run_dir: Path, run: Mapping[str, Any]) -> list[TrainingLog]:
         path = folder / "metrics.jsonl"
         records = [record for _, record in read_json_lines(path)] if path.exists() else []
         if records:
-            logs.append(TrainingLog(folder.name, method_name(read_run(folder), folder.name), records))
+            own = read_run(folder)
+            held_out = frozenset(reward["name"] for reward in own.get("rewards") or [] if reward.get("held_out"))
+            logs.append(TrainingLog(folder.name, method_name(own, folder.name), records, held_out))
     return logs
 
 
@@ -104,7 +107,8 @@ def curve_charts(logs: Sequence[TrainingLog]) -> Iterator[CurveChart]:
         for together in [[name] for name in present] if key == "loss" else [present]:
             lines = [(log, key, colours[name]) for name in together for log in groups[name]]
             legend = tuple((colours[name], name) for name in together) if len(colours) > 1 else ()
-            yield from _chart(key, lines, legend, main=key in shown)
+            watched = any(key == f"{REWARD}{name}" for log in logs for name in log.held_out)
+            yield from _chart(f"{key}, held out" if watched else key, lines, legend, main=key in shown)
 
 
 def _objective_colours(logs: Sequence[TrainingLog]) -> dict[str, str]:

@@ -50,9 +50,14 @@ def make_rewards(config: DictConfig) -> RewardSet:
 
 def reward_facts(rewards: RewardSet) -> list[dict[str, Any]]:
     """What a run's record says of its rewards; those that hold a model tell its fingerprint."""
-    facts = []
+    facts, held_out = [], rewards.names(trained=False)
     for reward in rewards.rewards:
-        own = {"name": reward.name, "kind": reward.kind, "weight": reward.weight}
+        own = {
+            "name": reward.name,
+            "kind": reward.kind,
+            "weight": reward.weight,
+            "held_out": reward.name in held_out,
+        }
         fingerprint = getattr(reward.function, "fingerprint", None)
         facts.append({**own, **({"fingerprint": fingerprint} if fingerprint else {})})
     return facts

@@ -197,6 +197,15 @@ def test_values_that_are_not_finite_are_counted(tmp_path: Path) -> None:
     assert chart.remark == "1 logged values are not finite and are left out."
 
 
+def test_rewards_that_were_only_watched_are_told_apart(tmp_path: Path) -> None:
+    records = [{"step": step, "reward/judge": step, "reward/mine": -step, "failed/judge": 0} for step in range(3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    rewards = [{"name": "judge", "held_out": True}, {"name": "mine", "held_out": False}]
+    (tmp_path / "run.json").write_text(json.dumps({"rewards": rewards}))
+    titles = {chart.title: chart.main for chart in curve_charts(read_logs(tmp_path, {}))}
+    assert titles == {"reward/judge, held out": True, "reward/mine": True, "failed/judge": False}
+
+
 @pytest.mark.parametrize(
     ("run", "name"),
     [

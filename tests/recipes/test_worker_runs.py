@@ -79,7 +79,7 @@ def test_a_run_does_not_depend_on_where_its_reward_is_computed(file: Path) -> No
         assert all(torch.equal(tensor, here[name]) for name, tensor in weights(folder).items())
     record = json.loads(Path("there/run.json").read_text())
     (told,) = record["rewards"]
-    assert (told["name"], told["kind"], len(told["fingerprint"])) == ("mine", "image", 64)
+    assert (told["name"], told["kind"], told["held_out"], len(told["fingerprint"])) == ("mine", "image", False, 64)
     (logged, _) = [json.loads(line) for line in Path("mended/metrics.jsonl").read_text().splitlines()]
     assert logged["failed/mine"] == 0
     closed()
