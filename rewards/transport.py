@@ -154,10 +154,14 @@ class ProcessLink(SocketLink):
         return ours
 
     def ask(self, header: Mapping[str, Any], body: memoryview, timeout: float) -> tuple[dict[str, Any], bytearray]:
+        started = time.monotonic()
         try:
             return super().ask(header, body, timeout)
         except TransportFault as fault:
-            raise TransportFault(f"{fault}{self._ending()}{self.last_lines()}") from fault
+            # a worker ends itself after as many seconds as we wait, and may be the first
+            late = time.monotonic() - started > 0.9 * timeout
+            text = f"did not answer within {timeout:g} seconds" if late else str(fault)
+            raise TransportFault(f"{text}{self._ending()}{self.last_lines()}") from fault
 
     def _ending(self) -> str:
         """How the process ended, if it did."""

@@ -113,6 +113,6 @@ def data(kind: str, made: Generator, folder: Path) -> list[str]:
     (folder / "rewards.py").write_text(code)
     reward = [f"reward.rewards=[{{name: '{folder / 'rewards.py'}:brightness'}}]"]
     if made.num_classes is not None:
-        return reward
+        return [*reward, "reward.class_names=null"]  # the file's four classes are none of ImageNet's
     (folder / "prompts.txt").write_text("\n".join(CAPTIONS))
     return [*reward, f"data.prompts={folder / 'prompts.txt'}"]
