@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from evaluation.classifier import load_classifier
-from evaluation.protocol import ReferenceMoments
+from evaluation.protocol import Extractor, ReferenceMoments
 from rewards.devices import pick_device
+from rewards.registry import load_from_file
 
 ROWS = 64  # images whose statistics are held at once: there may be D * D of each
 
@@ -36,14 +37,15 @@ class LeaveOneOutFrechet:
     rollout.advantages.multi_objective_aggregation=normalize_then_sum (the paper: this one 2, the other 1).
 
     Args:
-        weights: the extractor, a file written by `evaluation.save_classifier`. Choose another than the evaluator's: what
-            is optimised must not judge itself.
+        weights: the extractor: a file written by `evaluation.save_classifier`, or `path/to/file.py:function`, which gives
+            an `evaluation.Extractor` when called on nothing. Choose another than the evaluator's: what is optimised must
+            not judge itself.
         reference: moments of real images under that extractor, a file that `save` of `evaluation.ReferenceMoments` or
             `evaluation.Reference` wrote. Make it of images that the evaluation does not use.
         covariance: `diagonal` compares mean and standard deviation of each feature, as the paper does. `full` is the
             Fréchet distance, which sees correlations too; it takes an eigenvalue problem of D x D for each image.
         decay: at least 0 and below 1 (the paper: 0.5); 0 forgets earlier steps.
-        device: where the extractor runs, as in `rewards.devices.pick_device`; in float32, as the reference was made.
+        device: where a classifier runs, as in `rewards.devices.pick_device`; in float32, as the reference was made.
 
     Raises:
         FileNotFoundError, ValueError: no such files, a reference made by another extractor, or settings as above.
@@ -64,7 +66,7 @@ class LeaveOneOutFrechet:
             raise ValueError(f"unknown covariance {covariance!r}; known: {', '.join(DISTANCES)}")
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}; it must be at least 0 and below 1")
-        self.extractor = load_classifier(weights).requires_grad_(False).to(pick_device(device)).eval()
+        self.extractor = _load_extractor(str(weights), pick_device(device))
         real = ReferenceMoments.load(reference)
         if real.extractor_fingerprint != self.extractor.fingerprint:
             raise ValueError(
@@ -99,6 +101,14 @@ class LeaveOneOutFrechet:
                 f"{list(empty_S.shape)}; start the run anew, without resume"
             )
         self.sums_S = sums_S.to(empty_S)
+
+
+def _load_extractor(weights: str, device: torch.device) -> Extractor:
+    file, _, function = weights.rpartition(":")
+    if file.endswith(".py"):
+        made: Extractor = load_from_file(Path(file), function)()
+        return made
+    return load_classifier(weights).requires_grad_(False).to(device).eval()
 
 
 class DiagonalFrechet:

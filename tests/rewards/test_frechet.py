@@ -20,7 +20,7 @@ from recipes.parts import zoo_file
 from recipes.pretrain import REWARD, REWARD_REFERENCE, save_reward_reference
 from rewards.base import kind_of
 from rewards.builtin.frechet import DISTANCES, DiagonalFrechet, LeaveOneOutFrechet, leave_one_out_frechet
-from rewards.registry import load_reward
+from rewards.registry import load_from_file, load_reward
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -118,6 +118,35 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     save_classifier(classifier, folder / "extractor.safetensors")
     make_reference(classifier, images(70, seed=4), name="noise").moments.save(folder / "real.npz")
     return {"weights": str(folder / "extractor.safetensors"), "reference": str(folder / "real.npz")}
+
+
+EXTRACTOR = """
+import torch
+from evaluation import ClassifierOutput
+
+class Colours:
+    name, fingerprint = "colours", "0123456789abcdef"
+
+    def __call__(self, images):
+        features = images.float().mean(dim=(1, 2))
+        return ClassifierOutput(features, features)
+"""
+
+
+def test_the_extractor_may_be_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "colours.py"
+    file.write_text(EXTRACTOR)
+    own = load_from_file(file, "Colours")()
+    make_reference(own, images(70, seed=4), name="noise").moments.save(tmp_path / "real.npz")
+    reward = load_reward("loo-fid", weights=f"{file}:Colours", reference=str(tmp_path / "real.npz"))
+    assert isinstance(reward, LeaveOneOutFrechet)
+    torch.testing.assert_close(reward.describe(images(3), [{}] * 3), images(3).float().mean(dim=(1, 2)))
+    assert reward.score(images(8).float().mean(dim=(1, 2))).shape == (8,)
+    file.write_text(EXTRACTOR.replace("0123", "3210"))
+    with pytest.raises(
+        ValueError, match="was made by extractor 0123456789abcdef, but .*colours.py:Colours is 3210456789"
+    ):
+        load_reward("loo-fid", weights=f"{file}:Colours", reference=str(tmp_path / "real.npz"))
 
 
 def images(number: int, seed: int = 0) -> Tensor:
