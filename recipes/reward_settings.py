@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from recipes.parts import zoo_file
+from recipes.run import pick_device
 from rewards.base import DistributionReward, Gate, Reward, RewardFunction
 from rewards.combine import Ensemble, RewardSet
 from rewards.registry import load_reward
@@ -30,6 +32,10 @@ def make_rewards(config: DictConfig) -> RewardSet:
     Raises:
         ValueError: an entry of another form, a name twice, or what `load_reward` and `RewardSet` refuse.
     """
+    if torch.cuda.is_available():
+        torch.cuda.set_device(
+            pick_device()
+        )  # rewards and their workers take the current GPU, nothing has chosen it yet
     rewards: list[Reward] = []
     ensembles: list[Ensemble] = []
     for entry in OmegaConf.to_container(config.rewards, resolve=True):  # type: ignore[union-attr]

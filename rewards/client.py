@@ -184,7 +184,7 @@ def _plain(index: int, row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _own_device() -> str | None:
     """CUDA_VISIBLE_DEVICES for the GPU that this process uses; None without one: the worker sees what we see."""
-    if not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    if not torch.cuda.is_available():
         return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     current = torch.cuda.current_device()

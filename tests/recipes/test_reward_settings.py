@@ -83,6 +83,15 @@ def test_equal_settings_are_loaded_once(file: str) -> None:
     assert made({"name": name, "kwargs": {"weights": "x"}}).rewards[0].function is not one
 
 
+def test_rewards_are_put_on_the_gpu_of_their_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    made({"name": "jpeg-compressibility"})
+    assert chosen == [torch.device("cuda", 3)]
+
+
 def test_settings_may_refer_to_others(file: str) -> None:
     config = OmegaConf.create(
         {"weights": "w.pt", "rewards": [{"name": f"{file}:Model", "kwargs": {"weights": "${weights}"}}]}

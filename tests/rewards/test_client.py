@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rewards import client
 from rewards.base import PartialScores, kind_of
 from rewards.client import WorkerReward, load_worker_reward
 from rewards.transport import ProcessLink
@@ -224,3 +225,14 @@ def test_a_worker_is_not_tied_to_the_training(monkeypatch: pytest.MonkeyPatch) -
     other = process_environment("/other/python", "2")
     assert "PYTHONPATH" not in other
     assert other["CUDA_VISIBLE_DEVICES"] == "2"
+
+
+def test_a_worker_sees_the_gpu_of_its_training_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(client.torch.cuda, "is_available", lambda: False)
+    assert client._own_device() is None
+    monkeypatch.setattr(client.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(client.torch.cuda, "current_device", lambda: 1)
+    assert client._own_device() == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert client._own_device() == "6"
