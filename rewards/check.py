@@ -117,9 +117,8 @@ def _range(scores_N: Tensor) -> Finding:
         )
     low, high, spread = applies.min().item(), applies.max().item(), applies.std(correction=0).item()
     if spread == 0:
-        return error(
-            "range", f"{low:.4g} for every image", "return what differs between images: equal rewards teach nothing"
-        )
+        advice = "equal rewards teach nothing; if it looks for what these pictures lack (text, objects), score some of your own"
+        return warning("range", f"{low:.4g} for every image", advice)
     text = f"{low:.4g} to {high:.4g} on pictures and noise, std {spread:.3g}"
     if missing := len(scores_N) - len(applies):
         text += f"; does not apply to {missing} of {len(scores_N)}"
