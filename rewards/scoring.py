@@ -8,8 +8,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from rewards.base import DistributionReward, PartialScores, Reward, RewardError
 from rewards.failures import FailureReport
+from rewards.threads import Lane
 
 # threads that were given up on, by the reward's function: it is not called again while one is still busy
 _abandoned: dict[int, threading.Thread] = {}
@@ -137,7 +139,7 @@ class BackgroundScorer:
     """Scores finished micro-batches while the next ones are sampled, in their order; one for each collection.
 
     Rewards that run elsewhere (those with an attribute `remote` that is true: workers, servers) are waited for side by
-    side; those of this process come one after another. Of the seconds that scoring took, `exposed` are those that
+    side; those of this process come one after another. A context that ends what it has begun. Of the seconds that scoring took, `exposed` are those that
     `collect` waited for, `hidden` the others.
     """
 
@@ -148,35 +150,41 @@ class BackgroundScorer:
         self.hidden = self.exposed = 0.0
         own = [reward for reward in rewards if not getattr(reward.function, "remote", False)]
         lanes = [own, *([reward] for reward in rewards if reward not in own)]
-        self._lanes = [_Lane(lane) for lane in lanes if lane]
+        self._lanes = [_RewardLane(lane) for lane in lanes if lane]
+
+    def __enter__(self) -> BackgroundScorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What has not begun is not scored any more."""
+        for lane in self._lanes:
+            for future in lane.running:
+                future.cancel()
+            lane.calls.close()
 
     def submit(self, images: Tensor, conditions: Sequence[Mapping[str, Any]]) -> None:
         """Begin to score uint8 images [B, H, W, 3] with their rows."""
         keywords: dict[str, Any] = {"timeout": self.timeout, "group_size": self.group_size}
         device, images = images.device if images.is_cuda else None, images.cpu()
         for lane in self._lanes:
-            running = lane.thread.submit(_on_device, device, lane.rewards, images, conditions, keywords)
-            lane.running.append(running)
+            call = partial(_on_device, device, lane.rewards, images, conditions, keywords)
+            lane.running.append(lane.calls.submit(call))
 
     def collect(self) -> RewardScores:
         """The scores of everything that was submitted."""
         clock = time.monotonic()
-        try:
-            found = [RewardScores.cat([running.result() for running in lane.running]) for lane in self._lanes]
-        finally:
-            for lane in self._lanes:
-                lane.thread.shutdown(wait=False, cancel_futures=True)
+        found = [RewardScores.cat([running.result() for running in lane.running]) for lane in self._lanes]
         self.exposed = time.monotonic() - clock
         self.hidden = max(0.0, max(sum(scores.seconds) for scores in found) - self.exposed)
         return _side_by_side(found, [reward.name for reward in self.rewards])
 
 
-class _Lane:
+class _RewardLane:
     """Rewards that are called one after another."""
 
     def __init__(self, rewards: Sequence[Reward]) -> None:
         self.rewards = rewards
-        self.thread = ThreadPoolExecutor(1, thread_name_prefix="rewards")
+        self.calls = Lane()
         self.running: list[Future[RewardScores]] = []
 
 

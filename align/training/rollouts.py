@@ -174,15 +174,15 @@ class Rollouts(RealData):
         """Tokens [N, L], behaviour log-probs [N, L], what the rewards say, and the seconds that scoring took."""
         group = self.settings.num_generations
         size = whole_groups(rewards, self.settings.batch_size, group)
-        scorer = BackgroundScorer(rewards, timeout=self.settings.timeout, group_size=group)
         tokens, behaviour = [], []
-        for part in chunks(len(rows), size):
-            condition = step.policy.encode_condition([raw_condition(row) for row in rows[part]])
-            rollout = sample(step.policy, condition, sampling, index_B=position_N[part])
-            scorer.submit(step.policy.decode(rollout.tokens_BL), rows[part])
-            tokens.append(rollout.tokens_BL)
-            behaviour.append(rollout.logprobs_BL)
-        scores = scorer.collect()
+        with BackgroundScorer(rewards, timeout=self.settings.timeout, group_size=group) as scorer:
+            for part in chunks(len(rows), size):
+                condition = step.policy.encode_condition([raw_condition(row) for row in rows[part]])
+                rollout = sample(step.policy, condition, sampling, index_B=position_N[part])
+                scorer.submit(step.policy.decode(rollout.tokens_BL), rows[part])
+                tokens.append(rollout.tokens_BL)
+                behaviour.append(rollout.logprobs_BL)
+            scores = scorer.collect()
         seconds = {"seconds_scoring_hidden": scorer.hidden, "seconds_scoring_exposed": scorer.exposed}
         return torch.cat(tokens), torch.cat(behaviour), scores, seconds
 

@@ -7,7 +7,6 @@ import io
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from string import Formatter
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from rewards.builtin.endpoint import EndpointError, post_json
+from rewards.threads import map_in_threads
 
 Question = tuple[Sequence[np.ndarray], str]  # images uint8 [H, W, 3], then the text
 
@@ -62,8 +62,7 @@ class ChatModel:
     def ask(self, questions: Sequence[Question], read: Callable[[Any], float]) -> list[float | Exception]:
         """What `read` makes of each answer, in order; an EndpointError where there is none, or it cannot be read."""
         until = time.monotonic() + self.deadline
-        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="chat") as pool:
-            return list(pool.map(lambda question: self._ask(question, read, until), questions))
+        return map_in_threads(lambda one: self._ask(one, read, until), questions, number=self.concurrency)
 
     def _ask(self, question: Question, read: Callable[[Any], float], until: float) -> float | Exception:
         images, text = question
