@@ -76,6 +76,9 @@ def _run(arguments: list[str]) -> int:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    finally:
+        if (rewards := sys.modules.get("recipes.reward_settings")) is not None:
+            rewards.close_rewards()
     _leave_group()
     return 0
 

@@ -69,6 +69,14 @@ def reward_facts(rewards: RewardSet) -> list[dict[str, Any]]:
     return facts
 
 
+def close_rewards() -> None:
+    """End the workers that rewards of this process have started. Their threads need a living interpreter for it."""
+    for identity, reward in list(_loaded.items()):
+        if (close := getattr(reward, "close", None)) is not None:
+            del _loaded[identity]
+            close()
+
+
 def _allowed(entry: Mapping[str, Any]) -> set[str]:
     own = {"ensemble", "penalty"} if "ensemble" in entry else {"label", "kwargs", "worker", "gate"}
     return {"name", "weight", *own}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,11 +14,11 @@ import pytest
 import torch
 from command_line import fails, run
 
-from recipes import reward_settings
 from recipes.exports import find_export
 
 CODE = """
 import os
+import time
 from pathlib import Path
 
 def boldness(images, conditions):
@@ -28,6 +31,11 @@ def dies_once(images, conditions):
         mark.touch()
         os._exit(3)
     return boldness(images, conditions)
+
+def hangs(images, conditions):
+    with Path(__file__).with_suffix(".pids").open("a") as file:
+        file.write(f"{os.getpid()}\\n")
+    time.sleep(60)
 
 def dies(images, conditions):
     os._exit(3)
@@ -53,14 +61,6 @@ def weights(folder: str) -> dict[str, torch.Tensor]:
     return torch.load(find_export(Path(folder)), weights_only=True)["model"]
 
 
-def closed() -> None:
-    """What a process does at its end."""
-    for loaded in reward_settings._loaded.values():
-        if hasattr(loaded, "close"):
-            loaded.close()
-    reward_settings._loaded.clear()
-
-
 def gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -82,7 +82,6 @@ def test_a_run_does_not_depend_on_where_its_reward_is_computed(file: Path) -> No
     assert (told["name"], told["kind"], told["held_out"], len(told["fingerprint"])) == ("mine", "image", False, 64)
     (logged, _) = [json.loads(line) for line in Path("mended/metrics.jsonl").read_text().splitlines()]
     assert logged["failed/mine"] == 0
-    closed()
     pids = {int(line) for line in file.with_suffix(".pids").read_text().split()}
     assert len(pids) == 4  # this process, two workers, and the one that was started again
     time.sleep(0.2)
@@ -94,4 +93,22 @@ def test_a_reward_that_dies_stops_the_run_with_its_words(file: Path, capsys: pyt
     error = fails(capsys, "train", *SHORT, reward(file, "dies", ", worker: {}"))
     assert "16 of the last 16 scores of reward 'mine' failed" in error
     assert "exit code 3" in error
-    closed()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_broken_off_leaves_nothing_behind(file: Path) -> None:
+    """Ctrl-C twice, while the reward hangs in its worker."""
+    words = ["train", *SHORT, "preflight=false", reward(file, "hangs", ", worker: {}")]
+    process = subprocess.Popen([sys.executable, "-m", "recipes.cli", *words], stderr=subprocess.PIPE, text=True)
+    pids = file.with_suffix(".pids")
+    until = time.monotonic() + 60
+    while not pids.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    (worker,) = map(int, pids.read_text().split())
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130, said
+    assert "error: interrupted" in said
+    assert gone(worker)
