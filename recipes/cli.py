@@ -65,6 +65,7 @@ def _run(arguments: list[str]) -> int:
     if "-h" in overrides or "--help" in overrides:
         return _help(command, overrides)
     # objectives of the user's own, named in a YAML, lie where they work; behind us, or their rewards.py would hide ours
+    before = list(sys.path)
     sys.path += [str(Path(__file__).parents[1]), str(Path.cwd())]
     try:
         importlib.import_module(COMMANDS[command][0]).main(overrides)
@@ -79,6 +80,7 @@ def _run(arguments: list[str]) -> int:
     finally:
         if (rewards := sys.modules.get("recipes.reward_settings")) is not None:
             rewards.close_rewards()
+        sys.path[:] = before
     _leave_group()
     return 0
 

@@ -170,6 +170,13 @@ def test_failures_are_shown_beside_the_scores(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.slow
+def test_a_command_leaves_the_search_path_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    before = list(sys.path)
+    run("rewards", "list")
+    fails(capsys, "rewards", "show", "hsp")
+    assert sys.path == before
+
+
 def test_a_file_named_like_a_package_of_ours_hides_nothing() -> None:
     Path("rewards.py").write_text(CODE)
     command = [sys.executable, "-P", "-m", "recipes.cli", "rewards", "score", "rewards.py:redness", "pictures/a.png"]
