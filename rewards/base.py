@@ -30,7 +30,6 @@ from torch import Tensor
 
 RewardFunction = Callable[[Tensor, list[dict[str, Any]]], Any]
 Function = TypeVar("Function", bound=Callable[..., Any])
-KINDS = ("image", "group", "distribution")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """How the client reaches one worker: a process of its own, a unix socket, HTTP. `rewards.worker` is the other end.
 
 A link is opened, which gives the worker's hello, and then asked; it is closed and opened again after any fault. None of
-them retries or remembers: `rewards.client` does.
+them retries or remembers: `rewards.worker_pool` does.
 """
 
 from __future__ import annotations

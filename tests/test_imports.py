@@ -41,7 +41,7 @@ RULES: dict[str, set[str]] = {
         ),
         *("align.sampling", "align.objectives", "align.checkpoints", "align.data"),
         # the contract of rewards and the calling of them, but no reward
-        *("rewards.base", "rewards.scoring", "rewards.combine", "rewards.failures"),
+        *("rewards.base", "rewards.scoring", "rewards.background", "rewards.combine", "rewards.failures"),
     },
     "evaluation": set(),
     "rewards": {"evaluation"},

@@ -18,10 +18,11 @@ from align.training.credit import TokenCredit
 from align.training.inputs import Needs, Scoring, conditions, model_inputs
 from align.training.sources import RealData, Step, chunks
 from align.types import Average, SamplingConfig
+from rewards.background import BackgroundScorer
 from rewards.base import DistributionReward, Reward, RewardError
 from rewards.combine import RewardSet
 from rewards.failures import FailureWindow
-from rewards.scoring import BackgroundScorer, RewardScores, as_column, whole_groups
+from rewards.scoring import RewardScores, as_column, whole_groups
 
 Result = TypeVar("Result")
 REWARD_STATE = "reward/"  # keys of a checkpoint: reward/NAME/KEY

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import pickle
 from collections.abc import Collection
@@ -64,11 +63,12 @@ def import_open_clip() -> Any:
         ValueError: it is not installed.
     """
     try:
-        return importlib.import_module("open_clip")
+        import open_clip
     except ImportError as error:
         raise ValueError(
             f"this model is read by the package open_clip, which does not import ({error}); try: pip install 'ar-align[rewards]'"
         ) from error
+    return open_clip
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
