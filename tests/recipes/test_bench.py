@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.bench import MARKS, make_table
+from recipes.bench import MARKS, _spread, make_table
 from recipes.cli import main
 
 QUICK = ["trainer.max_steps=1", "trainer.per_device_train_batch_size=2", "trainer.sample_every=0", "preflight=false"]
@@ -117,3 +117,15 @@ def test_a_page_without_a_place_for_the_table_is_left_alone(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="has no place for the table"):
         _put_into(page, "table")
     assert page.read_text() == "text\n"
+
+
+def test_what_the_readme_tells_of_the_distribution_reward_is_what_was_recorded() -> None:
+    root = Path(__file__).parents[2]
+    arms = json.loads((root / "benchmarks/results/loo-fid.json").read_text())["mnist-llamagen"]["arms"]
+    readme = (root / "README.md").read_text()
+    for label, name in (("grpo", "the class alone"), ("grpo_fid", "class and distribution")):
+        arm = next(arm for arm in arms if arm["label"] == label)
+        (line,) = [line for line in readme.splitlines() if line.strip().startswith(f"| `mnist/{label}`: {name} |")]
+        figures = [_spread(arm["fid"], 2), f"{arm['accuracy']['median']:.3f}", _spread(arm["recall"], 3)]
+        cells = [*figures, f"{arm['training_seconds']:.0f}"]
+        assert [cell.strip(" *") for cell in line.strip(" |").split("|")][1:] == cells
