@@ -170,6 +170,18 @@ def test_failures_are_shown_beside_the_scores(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "said"), [("reward worker 0", ""), ("other", "the end")])
+def test_the_process_does_not_end_the_long_way_while_a_reward_is_busy(name: str, said: str) -> None:
+    code = (
+        "import atexit, threading, time\nfrom recipes import cli\ncli.main = lambda: 3\n"
+        f"threading.Thread(target=time.sleep, args=(30,), name={name!r}, daemon=True).start()\n"
+        "atexit.register(print, 'the end')\ncli.entry()"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout.strip()) == (3, said)
+
+
 def test_a_command_leaves_the_search_path_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
     before = list(sys.path)
     run("rewards", "list")
