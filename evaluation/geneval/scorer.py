@@ -28,6 +28,8 @@ import numpy as np
 from evaluation.geneval.detections import Box, ColorClassifier, Detection, keep
 from evaluation.geneval.requests import Exclude, Include, Request, read_request
 
+POSITION_THRESHOLD = 0.1  # of both objects' sizes
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -89,7 +91,7 @@ class GenEvalScorer:
     counting_threshold: float = 0.9
     max_objects: int = 16
     max_overlap: float = 1.0
-    position_threshold: float = 0.1
+    position_threshold: float = POSITION_THRESHOLD
 
     def score(self, image: np.ndarray, detections: Sequence[Detection], row: Mapping[str, Any]) -> GenEvalResult:
         """The verdict on an image uint8 [H, W, 3] with its detections, for the metadata row of its prompt.
@@ -168,7 +170,7 @@ class GenEvalScorer:
         return Demand("position", clause.label)
 
 
-def relations(a: Box, b: Box, *, threshold: float) -> set[str]:
+def relations(a: Box, b: Box, *, threshold: float = POSITION_THRESHOLD) -> set[str]:
     """How a lies to b: none, one or two of `left of`, `right of`, `above`, `below`.
 
     The distance of the centres in x and y, each shortened by `threshold` times the sum of both sizes (not below 0), over
