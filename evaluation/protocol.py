@@ -10,7 +10,7 @@ import re
 import typing
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -208,8 +208,9 @@ class EvaluationResult:
         stderr: a standard error under each of the same keys; see `evaluation.uncertainty` for what it covers.
         n: number of evaluated images.
         protocol: its name.
-        reference_n: number of real images; precision and recall depend on it.
-        extractor_fingerprint: equal fingerprints mean the same judge.
+        reference_n: number of real images, or of distinct prompts; precision and recall depend on the former.
+        extractor_fingerprint: equal fingerprints mean the same judge (of prompts: also the same prompts).
+        intervals: under some of the keys of `metrics`, the ends of a 95 % interval.
     """
 
     metrics: dict[str, float]
@@ -218,6 +219,7 @@ class EvaluationResult:
     protocol: str
     reference_n: int
     extractor_fingerprint: str
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 class Evaluator:

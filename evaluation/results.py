@@ -25,7 +25,10 @@ COMPARABLE = ("protocol", "n", "reference_n", "extractor_fingerprint")
 # Keys of the accuracy on one class: this and the class.
 CLASS_ACCURACY = "accuracy-class"
 # Rows that agree in these are one arm.
-ARM = ("label", "guidance_scale", "guidance_schedule", "guided_blocks", "temperature", "top_k", "top_p", "split")
+ARM = (
+    *("label", "guidance_scale", "guidance_schedule", "guided_blocks", "temperature", "top_k", "top_p", "search"),
+    "split",
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Metric:
 
 METRICS = (
     Metric("fid", "FID", lower_is_better=True, digits=2),
+    Metric("geneval", "GenEval"),
+    Metric("held-out", "held-out judge"),
     Metric("accuracy", "accuracy"),
     Metric("is", "IS", digits=2),
     Metric("precision", "precision"),
@@ -49,7 +54,12 @@ METRICS = (
 
 @dataclass(frozen=True)
 class ResultRow:
-    """One evaluation. Guidance scale 1.0 and top_k 0 are off; metric keys carry their protocol and sample count."""
+    """One evaluation. Guidance scale 1.0 and top_k 0 are off; metric keys carry their protocol and sample count.
+
+    intervals: 95 % intervals under some keys of `metrics`.
+    search: compute spent at test time beyond sampling once, in words: `best of 4 by geneval`; empty: none.
+    samples, verdicts: a grid of images, and the verdicts on all images as JSON lines; relative to the run folder.
+    """
 
     label: str
     seed: int
@@ -57,19 +67,22 @@ class ResultRow:
     protocol: str
     metrics: Mapping[str, float]
     stderr: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     guidance_scale: float = 1.0
     guidance_schedule: str = "constant"
     guided_blocks: int | None = None
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    search: str = ""
     split: str = "report"
     reference_n: int | None = None
     extractor_fingerprint: str | None = None
     checkpoint: str | None = None
     forwards_per_image: float | None = None
     images_per_second: float | None = None
-    samples: str | None = None  # a grid of images, relative to the run folder
+    samples: str | None = None
+    verdicts: str | None = None
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -101,7 +114,7 @@ class ResultRow:
 
     def to_json(self) -> dict[str, Any]:
         """The row as a JSON object; fields that were not measured are left out, and NaN becomes null."""
-        record = {name: value for name, value in asdict(self).items() if value not in (None, {})}
+        record = {name: value for name, value in asdict(self).items() if value not in (None, {}, "")}
         for name in ("metrics", "stderr"):
             if name in record:
                 record[name] = {key: value if math.isfinite(value) else None for key, value in record[name].items()}
@@ -110,6 +123,10 @@ class ResultRow:
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
     return {key: math.nan if value is None else float(value) for key, value in record.items()}
+
+
+def _pairs(record: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    return {key: (float(low), float(high)) for key, (low, high) in record.items()}
 
 
 def _whole(value: Any) -> int:
@@ -124,7 +141,13 @@ def _text(value: Any) -> str:
     return value
 
 
-_READ_AS: dict[str, Any] = {"int": _whole, "float": float, "str": _text, "Mapping[str, float]": _numbers}
+_READ_AS: dict[str, Any] = {
+    "int": _whole,
+    "float": float,
+    "str": _text,
+    "Mapping[str, float]": _numbers,
+    "Mapping[str, tuple[float, float]]": _pairs,
+}
 _READERS = {item.name: _READ_AS[str(item.type).removesuffix(" | None")] for item in fields(ResultRow)}
 _REQUIRED = ("label", "seed", "n", "protocol", "metrics")
 
@@ -223,6 +246,7 @@ class Arm:
     temperature: float
     top_k: int
     top_p: float
+    search: str
     split: str
     rows: tuple[ResultRow, ...]
 
@@ -244,7 +268,7 @@ class Arm:
     def settings(self) -> str:
         """How it was sampled, in words."""
         guidance = "no guidance" if self.guidance_scale == 1 else f"guidance {self.guidance}"
-        return ", ".join([guidance, f"T={self.temperature:g}", *self.filters])
+        return ", ".join([guidance, f"T={self.temperature:g}", *self.filters, *([self.search] if self.search else [])])
 
     @property
     def filters(self) -> list[str]:
@@ -253,8 +277,8 @@ class Arm:
 
     @property
     def plain(self) -> bool:
-        """Sampled from the model's own distribution: no guidance, temperature 1, no filter."""
-        return (self.guidance_scale, self.temperature, self.top_k, self.top_p) == (1, 1, 0, 1)
+        """Sampled once from the model's own distribution: no guidance, temperature 1, no filter, no search."""
+        return (self.guidance_scale, self.temperature, self.top_k, self.top_p, self.search) == (1, 1, 0, 1, "")
 
     def metric(self, name: str) -> Spread | None:
         """A metric by seed, found by its prefix (`fid`, `fid_`) or its whole key; None unless every row has it."""
@@ -363,7 +387,12 @@ def text_table(arms: Sequence[Arm]) -> str:
     """The arms as aligned columns for a terminal: medians over the seeds, with their range."""
     table = [["arm", "guidance", "T", *(metric.title for metric in METRICS), "forwards/img", "img/s", "seeds"]]
     for arm in arms:
-        name = [arm.label, *arm.filters, *(["(select)"] if arm.split == "select" else [])]
+        name = [
+            arm.label,
+            *arm.filters,
+            *([arm.search] if arm.search else []),
+            *(["(select)"] if arm.split == "select" else []),
+        ]
         values = [_cell(arm.metric(metric.name), metric.digits) for metric in METRICS]
         costs = ["-" if cost is None else f"{cost:.0f}" for cost in (arm.forwards_per_image, arm.images_per_second)]
         table.append([" ".join(name), arm.guidance, f"{arm.temperature:g}", *values, *costs, str(len(arm.rows))])
