@@ -12,8 +12,9 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+from evaluation.arms import Arm
 from evaluation.headline import Roles, median, number
-from evaluation.results import Arm, Metric
+from evaluation.results import Metric
 
 MARGIN_LEFT, MARGIN_RIGHT = 40.0, 10.0
 LABEL_GAP = 17.0  # least distance between two labels, in units of the drawing

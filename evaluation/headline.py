@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from evaluation.results import METRICS, Arm, Metric, Paired, Spread, find_key, paired
+from evaluation.arms import Arm, Paired, Spread, paired
+from evaluation.results import METRICS, Metric, find_key
 
 MINUS = "\N{MINUS SIGN}"
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from evaluation.arms import Arm, paired, refuse_mixed, summarize
 from evaluation.charts import arm_class, css_class, guidance_chart
 from evaluation.curves import curve_charts, method_name, read_logs, read_run
 from evaluation.files import write_atomically
@@ -29,17 +30,7 @@ from evaluation.headline import (
     number,
     ratio,
 )
-from evaluation.results import (
-    CLASS_ACCURACY,
-    METRICS,
-    Arm,
-    Metric,
-    ResultRow,
-    paired,
-    read_results,
-    refuse_mixed,
-    summarize,
-)
+from evaluation.results import CLASS_ACCURACY, METRICS, Metric, ResultRow, read_results
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ENLARGED_BELOW = 600  # pixels: narrower grids (digits) are shown with hard pixels, wider ones are scaled smoothly

@@ -1,8 +1,7 @@
-"""The rows of `results.jsonl`, and what may be concluded from them.
+"""The rows of `results.jsonl`.
 
 A row is one evaluation: one arm (a label and how it was sampled), one seed. Rows of the split "select" chose
 settings, such as the best guidance scale; rows of the split "report" are on other seeds, and only they carry claims.
-Arms are compared seed by seed, since images drawn with the same seed share most of their noise.
 """
 
 from __future__ import annotations
@@ -11,24 +10,14 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 SPLITS = ("report", "select")
-# Two rows that differ in one of these measure different things: FID alone moves with every one of them.
-COMPARABLE = ("protocol", "n", "reference_n", "extractor_fingerprint")
 # Keys of the accuracy on one class: this and the class.
 CLASS_ACCURACY = "accuracy-class"
-# Rows that agree in these are one arm.
-ARM = (
-    *("label", "guidance_scale", "guidance_schedule", "guided_blocks", "temperature", "top_k", "top_p", "search"),
-    "split",
-)
 
 
 @dataclass(frozen=True)
@@ -211,96 +200,6 @@ def append_result(path: Path, row: ResultRow) -> None:
         os.fsync(handle.fileno())
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A number by seed. NaN is kept, so that a seed without a defined value cannot vanish from a median."""
-
-    values: Mapping[int, float]
-
-    @property
-    def median(self) -> float:
-        return float(np.median(list(self.values.values())))
-
-    @property
-    def min(self) -> float:
-        return float(np.min(list(self.values.values())))
-
-    @property
-    def max(self) -> float:
-        return float(np.max(list(self.values.values())))
-
-    @property
-    def sd(self) -> float:
-        """Sample standard deviation; NaN for a single seed."""
-        return float(np.std(list(self.values.values()), ddof=1)) if len(self.values) > 1 else math.nan
-
-
-@dataclass(frozen=True)
-class Arm:
-    """All rows with one label, one way of sampling and one split: at most one row per seed, by seed."""
-
-    label: str
-    guidance_scale: float
-    guidance_schedule: str
-    guided_blocks: int | None
-    temperature: float
-    top_k: int
-    top_p: float
-    search: str
-    split: str
-    rows: tuple[ResultRow, ...]
-
-    @property
-    def guides_evenly(self) -> bool:
-        """Every block by the same scale."""
-        return self.guidance_schedule == "constant" and self.guided_blocks is None
-
-    @property
-    def guidance(self) -> str:
-        """Its guidance in a few characters: `off`, `1.5`, `2 linear`, `2 linear, first 5`."""
-        if self.guidance_scale == 1:
-            return "off"
-        schedule = "" if self.guidance_schedule == "constant" else f" {self.guidance_schedule}"
-        interval = "" if self.guided_blocks is None else f", first {self.guided_blocks}"
-        return f"{self.guidance_scale:g}{schedule}{interval}"
-
-    @property
-    def settings(self) -> str:
-        """How it was sampled, in words."""
-        guidance = "no guidance" if self.guidance_scale == 1 else f"guidance {self.guidance}"
-        return ", ".join([guidance, f"T={self.temperature:g}", *self.filters, *([self.search] if self.search else [])])
-
-    @property
-    def filters(self) -> list[str]:
-        top_k = [f"top-k {self.top_k}"] if self.top_k else []
-        return top_k + ([f"top-p {self.top_p:g}"] if self.top_p < 1 else [])
-
-    @property
-    def plain(self) -> bool:
-        """Sampled once from the model's own distribution: no guidance, temperature 1, no filter, no search."""
-        return (self.guidance_scale, self.temperature, self.top_k, self.top_p, self.search) == (1, 1, 0, 1, "")
-
-    def metric(self, name: str) -> Spread | None:
-        """A metric by seed, found by its prefix (`fid`, `fid_`) or its whole key; None unless every row has it."""
-        keys = [find_key(row.metrics, name) for row in self.rows]
-        if None in keys:
-            return None
-        return Spread({row.seed: row.metrics[str(key)] for row, key in zip(self.rows, keys, strict=True)})
-
-    @property
-    def forwards_per_image(self) -> float | None:
-        return _median_known(row.forwards_per_image for row in self.rows)
-
-    @property
-    def images_per_second(self) -> float | None:
-        return _median_known(row.images_per_second for row in self.rows)
-
-
-def _median_known(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.median(known)) if known else None
-
-
 def find_key(metrics: Mapping[str, float], name: str) -> str | None:
     """The key that is `name`, or starts with `name` and an underscore.
 
@@ -314,100 +213,3 @@ def find_key(metrics: Mapping[str, float], name: str) -> str | None:
     if len(found) > 1:
         raise ValueError(f"metric {name!r} is ambiguous: {', '.join(found)}; ask for one of them by its whole key")
     return found[0] if found else None
-
-
-def summarize(rows: Iterable[ResultRow]) -> list[Arm]:
-    """Group rows into arms, in order of first appearance; of two rows of one arm and seed, the later one counts.
-
-    Raises:
-        ValueError: rows of one arm have different protocols, sample counts, references or extractors.
-    """
-    arms: dict[tuple[Any, ...], dict[int, ResultRow]] = {}
-    for row in rows:
-        arms.setdefault(tuple(getattr(row, name) for name in ARM), {})[row.seed] = row
-    for by_seed in arms.values():
-        refuse_mixed(list(by_seed.values()))
-    return [
-        Arm(**dict(zip(ARM, key, strict=True)), rows=tuple(by_seed[seed] for seed in sorted(by_seed)))
-        for key, by_seed in arms.items()
-    ]
-
-
-def refuse_mixed(rows: Sequence[ResultRow]) -> None:
-    """Raise ValueError, naming two rows, unless all were measured in the same way."""
-    for first, row in pairwise(rows):
-        for name in COMPARABLE:
-            if getattr(row, name) != getattr(first, name):
-                raise ValueError(
-                    f"cannot compare rows with different {name}: {getattr(first, name)} in {_name(first)}, "
-                    f"{getattr(row, name)} in {_name(row)}. Evaluate both under the same protocol"
-                )
-
-
-def _name(row: ResultRow) -> str:
-    return f"{row.label!r} (guidance {row.guidance_scale:g}, T={row.temperature:g}, {row.split} seed {row.seed})"
-
-
-@dataclass(frozen=True)
-class Paired:
-    """An arm against a base on the seeds that both have: differences arm - base and ratios arm / base."""
-
-    arm: Spread
-    base: Spread
-    differences: Spread
-    ratios: Spread
-
-
-def paired(arm: Arm, base: Arm, metric: str) -> Paired:
-    """Compare two arms seed by seed.
-
-    Raises:
-        ValueError: the arms were not measured in the same way, share no seed, or lack the metric.
-    """
-    refuse_mixed([*base.rows, *arm.rows])
-    arm_spread, base_spread = arm.metric(metric), base.metric(metric)
-    if arm_spread is None or base_spread is None:
-        raise ValueError(f"{arm.label!r} and {base.label!r} cannot be compared by {metric!r}: a row lacks it")
-    ours, theirs = arm_spread.values, base_spread.values
-    seeds = [seed for seed in ours if seed in theirs]
-    if not seeds:
-        raise ValueError(
-            f"{arm.label!r} (seeds {list(ours)}) and {base.label!r} (seeds {list(theirs)}) share no seed; "
-            "evaluate both on the same seeds"
-        )
-    return Paired(
-        arm=Spread({seed: ours[seed] for seed in seeds}),
-        base=Spread({seed: theirs[seed] for seed in seeds}),
-        differences=Spread({seed: ours[seed] - theirs[seed] for seed in seeds}),
-        ratios=Spread({seed: ours[seed] / (theirs[seed] or math.nan) for seed in seeds}),
-    )
-
-
-def text_table(arms: Sequence[Arm]) -> str:
-    """The arms as aligned columns for a terminal: medians over the seeds, with their range."""
-    table = [["arm", "guidance", "T", *(metric.title for metric in METRICS), "forwards/img", "img/s", "seeds"]]
-    for arm in arms:
-        name = [
-            arm.label,
-            *arm.filters,
-            *([arm.search] if arm.search else []),
-            *(["(select)"] if arm.split == "select" else []),
-        ]
-        values = [_cell(arm.metric(metric.name), metric.digits) for metric in METRICS]
-        costs = ["-" if cost is None else f"{cost:.0f}" for cost in (arm.forwards_per_image, arm.images_per_second)]
-        table.append([" ".join(name), arm.guidance, f"{arm.temperature:g}", *values, *costs, str(len(arm.rows))])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for first, *rest in table:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
-        lines.append("  ".join(cells))
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _cell(spread: Spread | None, digits: int) -> str:
-    if spread is None:
-        return "-"
-    text = f"{spread.median:.{digits}f}"
-    if len(spread.values) > 1:
-        text += f" [{spread.min:.{digits}f}-{spread.max:.{digits}f}]"
-    return text

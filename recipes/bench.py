@@ -23,7 +23,8 @@ from omegaconf import DictConfig
 from align.files import write_text
 from align.generators import Generator
 from align.types import SamplingConfig
-from evaluation.results import CLASS_ACCURACY, Arm, Spread, read_results, summarize
+from evaluation.arms import Arm, Spread, summarize
+from evaluation.results import CLASS_ACCURACY, read_results
 from recipes.choices import options
 from recipes.config import compose, with_sections
 from recipes.evaluate import Judge, base_settings

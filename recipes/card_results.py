@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from evaluation.arms import refuse_mixed, summarize
 from evaluation.report import METRIC_WORDS
-from evaluation.results import CLASS_ACCURACY, METRICS, ResultRow, find_key, refuse_mixed, summarize
+from evaluation.results import CLASS_ACCURACY, METRICS, ResultRow, find_key
 
 GUIDANCE = """Every scale on this page, and in ar-align, is the s of
 

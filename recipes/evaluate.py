@@ -22,9 +22,10 @@ from align.images import save_grid
 from align.progress import progress_bar
 from align.sampling import balanced_labels, generate
 from align.types import SamplingConfig
+from evaluation.arms import summarize, text_table
 from evaluation.protocol import Evaluator, Protocol
 from evaluation.report import write_report
-from evaluation.results import CLASS_ACCURACY, ResultRow, append_result, read_results, summarize, text_table
+from evaluation.results import CLASS_ACCURACY, ResultRow, append_result, read_results
 from recipes.config import compose
 from recipes.parts import make_generator, make_protocol, make_sampling, num_classes
 from recipes.run import Run, say

@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from align.files import sha256_of_tensors
 from align.generators import Generator
 from align.types import SamplingConfig
+from evaluation.arms import summarize, text_table
 from evaluation.report import write_report
-from evaluation.results import read_results, summarize, text_table
+from evaluation.results import read_results
 from recipes.choices import CONF, options
 from recipes.config import compose, with_sections
 from recipes.evaluate import Judge, base_settings

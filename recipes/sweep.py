@@ -7,8 +7,8 @@ For example: align sweep generator.checkpoint=runs/mnist/cca label=aligned guida
 from __future__ import annotations
 
 from align.types import SamplingConfig
+from evaluation.arms import summarize, text_table
 from evaluation.report import write_report
-from evaluation.results import summarize, text_table
 from recipes.config import compose
 from recipes.evaluate import Judge
 from recipes.parts import make_generator, make_protocol

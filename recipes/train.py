@@ -24,8 +24,9 @@ from align.training.adapters import add_adapters, merge_adapters, save_adapters
 from align.training.checkpoints import is_complete, latest_checkpoint, rewind_logs
 from align.training.inputs import Needs, Objective
 from align.types import SamplingConfig
+from evaluation.arms import summarize, text_table
 from evaluation.report import write_report
-from evaluation.results import read_results, summarize, text_table
+from evaluation.results import read_results
 from recipes.conditions import shown_conditions
 from recipes.config import compose
 from recipes.evaluate import Judge, base_settings

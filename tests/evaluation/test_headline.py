@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 
+from evaluation.arms import paired, summarize
 from evaluation.headline import Verdict, headline, judge, number
-from evaluation.results import METRICS, ResultRow, paired, summarize
+from evaluation.results import METRICS, ResultRow
 
 BASE = (16.0, 17.0, 16.5)
 

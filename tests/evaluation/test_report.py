@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.arms import summarize
 from evaluation.charts import Axis, Line, Mark, fit_axis, guidance_chart, plot
 from evaluation.curves import curve_charts, method_name, read_logs, thin_out
 from evaluation.headline import assign_roles
 from evaluation.report import write_report
-from evaluation.results import METRICS, ResultRow, append_result, summarize
+from evaluation.results import METRICS, ResultRow, append_result
 
 VOID = {"meta", "link", "img", "br"}
 

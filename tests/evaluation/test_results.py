@@ -7,14 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.results import (
-    ResultRow,
-    append_result,
-    paired,
-    read_results,
-    summarize,
-    text_table,
-)
+from evaluation.arms import paired, summarize, text_table
+from evaluation.results import ResultRow, append_result, read_results
 
 
 def row(label: str = "base", fid: float = 16.0, **changes: object) -> ResultRow:
