@@ -16,6 +16,7 @@ from torch import Tensor
 
 from align.files import sha256_of_tensors
 from align.text.features import CaptionFeatures, EncoderFacts, prepare_captions
+from align.text.words import unknown_words
 
 # what decides features beside weights and vocabulary; a file's other settings (versions, the decoder) come and go
 _SETTINGS = (
@@ -84,10 +85,11 @@ class T5TextEncoder:
         """Features on the encoder's device, T = max_length.
 
         Raises:
-            ValueError: none at all, or one that is no text.
+            ValueError: none at all, one that is no text, or one with words that an encoder of whole words does not know.
         """
         texts = prepare_captions(captions, clean=self.clean)
         unique = list(dict.fromkeys(texts))
+        self._refuse_unknown(unique)
         rows = dict(zip(unique, self.encode_rows(unique), strict=True))
         return CaptionFeatures.of([rows[text] for text in texts], self.max_length)
 
@@ -99,6 +101,16 @@ class T5TextEncoder:
             batch = by_length[start : start + self.batch_size]
             rows |= zip(batch, self._run([texts[index] for index in batch]), strict=True)
         return [rows[index] for index in range(len(texts))]
+
+    def _refuse_unknown(self, texts: list[str]) -> None:
+        if not unknown_words(self.tokenizer, texts):
+            return
+        text = next(text for text in texts if unknown_words(self.tokenizer, [text]))
+        special = set(self.tokenizer.all_special_tokens)
+        known = sorted(word for word in self.tokenizer.get_vocab() if word not in special)
+        raise ValueError(
+            f"the prompt {text!r} has words that the text encoder {self.path} does not know: {', '.join(unknown_words(self.tokenizer, [text]))}; it knows {', '.join(known)}"
+        )
 
     def _run(self, texts: list[str]) -> list[Tensor]:
         tokens = self.tokenizer(
