@@ -6,11 +6,14 @@ for image, detections, row in zip(images, detector(images), rows, strict=True):
     result.correct, result.credit, result.reason
 """
 
+from evaluation.geneval.coco import COCO_NAMES
 from evaluation.geneval.detections import ColorClassifier, Detection, Detector, object_crop
+from evaluation.geneval.prompts import make_prompts, training_prompts
 from evaluation.geneval.requests import TAGS, Exclude, Include, Request, read_request
 from evaluation.geneval.scorer import Demand, GenEvalResult, GenEvalScorer
 
 __all__ = [
+    "COCO_NAMES",
     "TAGS",
     "ColorClassifier",
     "Demand",
@@ -21,6 +24,8 @@ __all__ = [
     "GenEvalScorer",
     "Include",
     "Request",
+    "make_prompts",
     "object_crop",
     "read_request",
+    "training_prompts",
 ]

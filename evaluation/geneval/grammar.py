@@ -6,7 +6,8 @@ colours may be others than COCO's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -15,6 +16,7 @@ from evaluation.geneval.requests import RELATIONS
 Row = dict[str, Any]
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 COUNTS = (2, 3, 4)  # that the published prompts ask for
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 def single_object(label: str) -> Row:
@@ -71,6 +73,35 @@ def every_row(labels: Sequence[str], color_names: Sequence[str]) -> Iterator[Row
     for first, second in permutations(labels, 2):
         for first_color, second_color in permutations(color_names, 2):
             yield color_attr(first, first_color, second, second_color)
+
+
+def meaning(row: Mapping[str, Any]) -> str:
+    """The same for rows whose include clauses ask for the same image, in whatever order, and whatever their tags and prompts.
+
+    A cat left of a dog is a dog right of a cat. Exclude clauses are not read: they limit what is asked for already.
+    """
+    things = [[clause["class"], int(clause["count"]), clause.get("color") or ""] for clause in row["include"]]
+    places = []
+    for thing, clause in zip(things, row["include"], strict=True):
+        if clause.get("position") is not None:
+            relation, target = clause["position"]
+            places.append(min([thing, relation, things[target]], [things[target], OPPOSITE[relation], thing]))
+    return json.dumps([sorted(things), sorted(places)])
+
+
+def wordings(row: Row) -> set[str]:
+    """The sentences of this grammar for what one of its rows asks for: of two things, either may come first."""
+    prompts = {row["prompt"]}
+    if len(row["include"]) == 2:
+        one, other = row["include"]
+        if "position" in other:
+            turned = position(one["class"], OPPOSITE[other["position"][0]], other["class"])
+        elif "color" in one:
+            turned = color_attr(other["class"], other["color"], one["class"], one["color"])
+        else:
+            turned = two_object(other["class"], one["class"])
+        prompts.add(turned["prompt"])
+    return prompts
 
 
 def _one(label: str, color: str | None = None) -> Row:

@@ -7,21 +7,18 @@ of a circle`) stays on one side. The captions that the shipped generator was pre
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
 
 import numpy as np
 
-from evaluation.geneval.grammar import Row, every_row
+from evaluation.geneval.grammar import Row, every_row, meaning
 from evaluation.geneval.requests import TAGS
 from evaluation.shapes_world.scenes import COLORS, SHAPES
 
 SPLITS = ("align", "test")
 PER_TAG = 24  # rows of each tag in a set; tags of fewer combinations repeat theirs, since GenEval weighs tags equally
 _SEED = 43
-_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 def all_rows() -> list[Row]:
@@ -37,7 +34,7 @@ def _split() -> dict[str, list[Row]]:
         meanings: dict[str, list[Row]] = {}
         for row in all_rows():
             if row["tag"] == tag:
-                meanings.setdefault(_meaning(row), []).append(row)
+                meanings.setdefault(meaning(row), []).append(row)
         order = [list(meanings)[index] for index in rng.permutation(len(meanings))]
         half = len(order) // 2
         for name, keys in (("align", order[half:]), ("test", order[:half])):
@@ -58,15 +55,6 @@ def prompt_rows(split: str) -> list[Row]:
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r} of the shapes world's prompts; known: {', '.join(SPLITS)}")
     return [dict(row) for row in _split()[split]]
-
-
-def _meaning(row: Row) -> str:
-    """The same for rows that ask for the same image."""
-    clauses: list[dict[str, Any]] = row["include"]
-    if row["tag"] == "position":
-        (relation, _), target, label = clauses[1]["position"], clauses[0]["class"], clauses[1]["class"]
-        return json.dumps(min((label, relation, target), (target, _OPPOSITE[relation], label)))
-    return json.dumps(sorted(json.dumps(clause, sort_keys=True) for clause in clauses))
 
 
 def vocabulary(rows: Iterable[Row]) -> list[str]:
