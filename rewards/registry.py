@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -76,7 +73,11 @@ def find_reward(name: str) -> Any:
         ValueError: an unknown name, or a file or package that does not import or lacks it.
     """
     path, _, attribute = name.rpartition(":")
-    return load_from_file(Path(path), attribute) if path.endswith(".py") else _from_registry(name)
+    if not path.endswith(".py"):
+        return _from_registry(name)
+    from evaluation.user_files import load_from_file  # it comes with torch, as the rewards do
+
+    return load_from_file(Path(path), attribute)
 
 
 def _check_callable(name: str, found: Any) -> None:
@@ -114,36 +115,6 @@ def _from_registry(name: str) -> Any:
         raise ValueError(
             f"reward {name!r} is registered as {points[0].value}, which does not import: {type(error).__name__}: {error}"
         ) from error
-
-
-def load_from_file(path: Path, attribute: str) -> Any:
-    """What a file that ends in .py has under a name; the file is run each time.
-
-    Raises:
-        ValueError: no such file, one that does not import, or that lacks the name.
-    """
-    if not path.exists():
-        raise ValueError(f"there is no file {path} to load {attribute!r} from; the path is relative to {Path.cwd()}")
-    module_name = f"align_reward_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None  # it ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses and pickle look their module up by name
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[module_name]
-        raise ValueError(f"{path} does not import: {type(error).__name__}: {error}") from error
-    if not hasattr(module, attribute):
-        known = [
-            name
-            for name, value in vars(module).items()
-            if getattr(value, "__module__", "") == module_name and inspect.isfunction(value)
-        ]
-        near = difflib.get_close_matches(attribute, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{path} has no {attribute!r}; its functions: {', '.join(known) or 'none'}{hint}")
-    return getattr(module, attribute)
 
 
 def _check_signature(name: str, called: Callable[..., Any], given: tuple[None, ...], kwargs: dict[str, Any]) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.builtin.clip_models import load_clip
-from rewards.builtin.open_clip_files import read_tensors
-from rewards.weights import find_file, fingerprint_of
+from evaluation.clip.models import load_clip
+from evaluation.clip.open_clip_files import read_tensors
+from evaluation.weights import find_file, fingerprint_of
 
 LAYERS = (0, 2, 4, 6, 7)  # of the second predictor; dropout has the numbers between
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rewards.builtin.clip_models import load_clip
+from evaluation.clip.models import load_clip
 from rewards.builtin.prompts import prompts_of
 
 

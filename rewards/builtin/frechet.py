@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from evaluation.classifier import load_classifier
+from evaluation.devices import pick_device
 from evaluation.protocol import Extractor, ReferenceMoments
-from rewards.devices import pick_device
-from rewards.registry import load_from_file
+from evaluation.user_files import load_from_file
 
 ROWS = 64  # images whose statistics are held at once: there may be D * D of each
 
@@ -45,7 +45,7 @@ class LeaveOneOutFrechet:
         covariance: `diagonal` compares mean and standard deviation of each feature, as the paper does. `full` is the
             Fréchet distance, which sees correlations too; it takes an eigenvalue problem of D x D for each image.
         decay: at least 0 and below 1 (the paper: 0.5); 0 forgets earlier steps.
-        device: where a classifier runs, as in `rewards.devices.pick_device`; in float32, as the reference was made.
+        device: where a classifier runs, as in `evaluation.devices.pick_device`; in float32, as the reference was made.
 
     Raises:
         FileNotFoundError, ValueError: no such files, a reference made by another extractor, or settings as above.

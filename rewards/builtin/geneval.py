@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evaluation.geneval import GenEvalScorer
-from rewards.registry import load_from_file
+from evaluation.user_files import load_from_file
 
 CREDITS = ("strict", "partial")
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rewards.builtin.clip_pixels import normalise, resize_pil
+from evaluation.clip.pixels import normalise, resize_pil
+from evaluation.devices import pick_device, pick_dtype
+from evaluation.weights import find_file, fingerprint_of
 from rewards.builtin.prompts import prompts_of
-from rewards.devices import pick_device, pick_dtype
-from rewards.weights import find_file, fingerprint_of
 
 # over the scores of the published model's training set
 SCORE_MEAN, SCORE_STD = 0.16717362830052426, 1.0333394966054072

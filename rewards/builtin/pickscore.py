@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rewards.builtin.clip_models import load_clip
-from rewards.builtin.clip_pixels import resize_pil
+from evaluation.clip.models import load_clip
+from evaluation.clip.pixels import resize_pil
 from rewards.builtin.prompts import prompts_of
 
 

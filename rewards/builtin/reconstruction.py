@@ -10,7 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from rewards.devices import pick_device
+from evaluation.devices import pick_device
 from rewards.perceptual import load_distance
 
 

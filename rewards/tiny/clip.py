@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.builtin.open_clip_files import import_open_clip
+from evaluation.clip.open_clip_files import import_open_clip
 from rewards.tiny.fill import fill
 
 WIDTH, IMAGE_SIZE, PATCH, CONTEXT = 16, 28, 14, 77

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from evaluation.weights import fingerprint_of
 from rewards.registry import load_reward
 from rewards.tiny import clip as tiny
-from rewards.weights import fingerprint_of
 
 # resized to 28 rows: 31 columns, of which transformers cuts out other ones than open_clip does
 IMAGES = torch.randint(0, 256, (5, 45, 50, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

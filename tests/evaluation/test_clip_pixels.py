@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
-from rewards.builtin.clip_pixels import resize_float, resize_pil
+from evaluation.clip.pixels import resize_float, resize_pil
 
 BICUBIC = transforms.InterpolationMode.BICUBIC
 SHAPES = [(40, 50), (70, 28), (28, 28), (20, 31)]  # smaller, taller, as it is, larger

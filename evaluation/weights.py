@@ -13,7 +13,12 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def find_file(
-    source: str, *, filename: str | None = None, revision: str | None = None, sha256: str | None = None
+    source: str,
+    *,
+    filename: str | None = None,
+    revision: str | None = None,
+    sha256: str | None = None,
+    download: bool = True,
 ) -> Path:
     """A file of weights, downloaded where it must be.
 
@@ -22,6 +27,7 @@ def find_file(
             on the disk goes first.
         revision: commit, tag or branch of the repository; None is its main branch. Name a commit and it cannot change.
         sha256: of the whole file, in hexadecimal; None takes any.
+        download: False takes of a repository only what the Hugging Face cache of this machine holds.
 
     Raises:
         FileNotFoundError: neither a file nor a repository of that name, or the file is not in it.
@@ -44,7 +50,7 @@ def find_file(
             f"there is no file {path} (relative to {Path.cwd()}); as a repository of the hub it needs the name of the file in it too"
         )
     else:
-        path = _download(source, filename, revision)
+        path = _download(source, filename, revision, download)
     if sha256 is not None and (got := sha256_of_file(path)) != sha256.lower():
         raise ValueError(
             f"{path} is not the file that was asked for: its sha256 is {got}, expected {sha256.lower()}. Fetch it anew, or correct the sha256 in the settings"
@@ -52,12 +58,14 @@ def find_file(
     return path
 
 
-def find_folder(source: str, *, revision: str | None = None, patterns: Sequence[str] | None = None) -> Path:
+def find_folder(
+    source: str, *, revision: str | None = None, patterns: Sequence[str] | None = None, download: bool = True
+) -> Path:
     """A folder of a model, downloaded where it must be.
 
     Args:
         source: a folder, or a repository of the hub, `org/name`. A folder on the disk goes first.
-        revision: as in `find_file`.
+        revision, download: as in `find_file`.
         patterns: names of the files to download, such as "*.json"; None is all. Many repositories hold the same weights
             in several formats.
 
@@ -77,10 +85,21 @@ def find_folder(source: str, *, revision: str | None = None, patterns: Sequence[
 
     try:
         return Path(
-            snapshot_download(source, revision=revision, allow_patterns=None if patterns is None else list(patterns))
+            snapshot_download(
+                source,
+                revision=revision,
+                allow_patterns=None if patterns is None else list(patterns),
+                local_files_only=not download,
+            )
         )
     except Exception as error:
-        _not_downloaded(source, "", revision, error)
+        _not_downloaded(source, "", revision, download, error)
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The file of weights in a folder of transformers; None if there is none, or if it is in several parts."""
+    files = [folder / name for name in ("model.safetensors", "pytorch_model.bin")]
+    return next((file for file in files if file.exists()), None)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -102,13 +121,13 @@ def _sha256(path: Path, size: int, modified: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(repository: str, filename: str, revision: str | None) -> Path:
+def _download(repository: str, filename: str, revision: str | None, download: bool) -> Path:
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(repository, filename, revision=revision))
+        return Path(hf_hub_download(repository, filename, revision=revision, local_files_only=not download))
     except Exception as error:
-        _not_downloaded(repository, filename, revision, error)
+        _not_downloaded(repository, filename, revision, download, error)
 
 
 def _refuse_revision(source: str, revision: str | None) -> None:
@@ -124,8 +143,12 @@ def _not_found(source: str, kind: str) -> NoReturn:
     )
 
 
-def _not_downloaded(repository: str, filename: str, revision: str | None, error: Exception) -> NoReturn:
+def _not_downloaded(repository: str, filename: str, revision: str | None, download: bool, error: Exception) -> NoReturn:
     wanted = f"{filename} of {repository}" if filename else repository
+    if not download:
+        raise FileNotFoundError(
+            f"{repository} is not on the disk (relative to {Path.cwd()}), nor is {wanted} at revision {revision or 'main'} in the Hugging Face cache of this machine; it is not downloaded here. Where there is a network: hf download {repository}; or give the path of a copy"
+        ) from error
     raise FileNotFoundError(
         f"{repository} is not on the disk (relative to {Path.cwd()}), and {wanted} at revision {revision or 'main'} did not come from the hub: {type(error).__name__}: {error}. Download it where there is a network and give its path, or see whether name and revision are right"
     ) from error

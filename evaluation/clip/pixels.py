@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -25,6 +27,11 @@ def resize_pil(images_BHWC: Tensor, size: int, *, round_down: bool = False) -> T
         resized = Image.fromarray(image_HWC).resize((width, height), Image.Resampling.BICUBIC)
         squares.append(np.asarray(resized.crop((left, top, left + size, top + size))))
     return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2) / 255
+
+
+def resize_each(images: Sequence[Tensor], size: int) -> Tensor:
+    """float32 [B, 3, size, size] in [0, 1] of uint8 images [H, W, 3] of different sizes, each by `resize_pil`."""
+    return torch.cat([resize_pil(image_HWC[None], size) for image_HWC in images])
 
 
 def resize_float(images_BHWC: Tensor, size: int, *, antialias: bool) -> Tensor:

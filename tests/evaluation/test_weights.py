@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from rewards.weights import find_file, find_folder, fingerprint_of, sha256_of_file
+from evaluation.weights import find_file, find_folder, fingerprint_of, sha256_of_file
 
 SHA256 = hashlib.sha256(b"weights").hexdigest()
 
@@ -27,14 +27,16 @@ def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """A hub that holds org/name with model.pt, and notes what it is asked."""
     asked: list[tuple[Any, ...]] = []
 
-    def file(repository: str, filename: str, *, revision: str | None) -> str:
-        asked.append((repository, filename, revision))
+    def file(repository: str, filename: str, *, revision: str | None, local_files_only: bool) -> str:
+        asked.append((repository, filename, revision, local_files_only))
         if filename != "model.pt":
             raise huggingface_hub.errors.EntryNotFoundError("404: no such entry")
         return str(folder / filename)
 
-    def snapshot(repository: str, *, revision: str | None, allow_patterns: list[str] | None) -> str:
-        asked.append((repository, allow_patterns, revision))
+    def snapshot(
+        repository: str, *, revision: str | None, allow_patterns: list[str] | None, local_files_only: bool
+    ) -> str:
+        asked.append((repository, allow_patterns, revision, local_files_only))
         if repository != "org/name":
             raise OSError("offline")
         return str(folder)
@@ -60,8 +62,14 @@ def test_what_is_on_the_disk_goes_first(
 def test_the_hub_is_asked_for_one_revision(folder: Path, hub: list[tuple[Any, ...]]) -> None:
     assert find_file("org/name", filename="model.pt", revision="abc", sha256=SHA256) == folder / "model.pt"
     assert find_folder("org/name", revision="abc", patterns=("*.json",)) == folder
-    assert find_folder("org/name") == folder
-    assert hub == [("org/name", "model.pt", "abc"), ("org/name", ["*.json"], "abc"), ("org/name", None, None)]
+    assert find_folder("org/name", download=False) == folder
+    assert find_file("org/name", filename="model.pt", download=False) == folder / "model.pt"
+    assert hub == [
+        ("org/name", "model.pt", "abc", False),
+        ("org/name", ["*.json"], "abc", False),
+        ("org/name", None, None, True),
+        ("org/name", "model.pt", None, True),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -98,6 +106,16 @@ def test_the_hub_is_asked_for_one_revision(folder: Path, hub: list[tuple[Any, ..
             lambda _: find_folder("org/other", revision="r"),
             FileNotFoundError,
             "org/other at revision r.*OSError: offline",
+        ),
+        (
+            lambda _: find_folder("org/other", download=False),
+            FileNotFoundError,
+            "org/other at revision main in the Hugging Face cache .*it is not downloaded here",
+        ),
+        (
+            lambda _: find_file("org/name", filename="x.pt", download=False),
+            FileNotFoundError,
+            "nor is x.pt of org/name at revision main in the Hugging Face cache .*hf download org/name",
         ),
     ],
 )

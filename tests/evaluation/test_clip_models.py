@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rewards.builtin.clip_models import load_clip
-from rewards.builtin.open_clip_files import read_tensors
+from evaluation.clip.models import load_clip
+from evaluation.clip.open_clip_files import read_tensors
 from rewards.tiny import clip as tiny
 
 

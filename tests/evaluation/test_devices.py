@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rewards.devices import pick_device, pick_dtype
+from evaluation.devices import pick_device, pick_dtype
 
 
 @pytest.fixture

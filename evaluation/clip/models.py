@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rewards.builtin.clip_pixels import normalise, resize_pil
-from rewards.builtin.open_clip_files import load_open_clip, shown
-from rewards.devices import pick_device, pick_dtype
-from rewards.weights import find_file, find_folder, fingerprint_of, sha256_of_file
+from evaluation.clip.open_clip_files import load_open_clip, shown
+from evaluation.clip.pixels import normalise, resize_pil
+from evaluation.devices import pick_device, pick_dtype
+from evaluation.weights import find_file, find_folder, fingerprint_of, sha256_of_file, weights_in
 
 # one format of each file; many repositories hold their weights in four
 PATTERNS = ("*.json", "*.txt", "model.safetensors")
@@ -45,11 +45,15 @@ class ClipModel:
         return fingerprint_of([self.weights])
 
     def encode_images(
-        self, images: Tensor, *, batch_size: int, resize: Callable[[Tensor, int], Tensor] = resize_pil
+        self,
+        images: Tensor | list[Tensor],
+        *,
+        batch_size: int,
+        resize: Callable[[Any, int], Tensor] = resize_pil,
     ) -> Tensor:
-        """float32 [B, D] of length 1, on the CPU, of uint8 images [B, H, W, 3]."""
+        """float32 [B, D] of length 1, on the CPU, of uint8 images [B, H, W, 3], or whatever else `resize` reads."""
 
-        def embed(part: Tensor) -> Tensor:
+        def embed(part: Tensor | list[Tensor]) -> Tensor:
             return self.embed_pixels(normalise(resize(part, self.image_size).to(self.device)))
 
         return self._encode(embed, images, batch_size)
@@ -84,6 +88,7 @@ def load_clip(
     tokenizer: str | None = None,
     revision: str | None = None,
     sha256: str | None = None,
+    download: bool = True,
     device: str = "auto",
     dtype: str = "auto",
 ) -> ClipModel:
@@ -95,8 +100,8 @@ def load_clip(
             repository that has it as `filename`; the tokenizer is then open_clip's.
         architecture, quick_gelu: as in `load_open_clip`.
         tokenizer: folder or repository with the tokenizer of a transformers model, where its own has none.
-        revision, sha256: as in `rewards.weights.find_file`; the hash is of the file of weights.
-        device, dtype: as in `rewards.devices`.
+        revision, sha256, download: as in `evaluation.weights.find_file`; the hash is of the file of weights.
+        device, dtype: as in `evaluation.devices`.
 
     Raises:
         FileNotFoundError: no such file, folder or repository.
@@ -110,13 +115,13 @@ def load_clip(
             raise ValueError(
                 "quick_gelu= and filename= are of open_clip's files, which need architecture= too; a folder of transformers tells them itself"
             )
-        folder = find_folder(model, revision=revision, patterns=PATTERNS)
+        folder = find_folder(model, revision=revision, patterns=PATTERNS, download=download)
         weights = _weights_in(folder, sha256)
-        texts = find_folder(tokenizer, patterns=PATTERNS) if tokenizer else folder
+        texts = find_folder(tokenizer, patterns=PATTERNS, download=download) if tokenizer else folder
     else:
         if tokenizer is not None:
             raise ValueError("tokenizer= is of transformers' folders; a model of open_clip has open_clip's own")
-        weights = find_file(model, filename=filename, revision=revision, sha256=sha256)
+        weights = find_file(model, filename=filename, revision=revision, sha256=sha256, download=download)
         folder = texts = weights.parent
     key = (weights.resolve(), sha256_of_file(weights), texts.resolve(), architecture, quick_gelu, on, precision)
     if (loaded := _loaded.get(key)) is None:
@@ -129,9 +134,8 @@ def load_clip(
 
 
 def _weights_in(folder: Path, sha256: str | None) -> Path:
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).exists():
-            return find_file(str(folder), filename=name, sha256=sha256)
+    if (weights := weights_in(folder)) is not None:
+        return find_file(str(weights), sha256=sha256)
     raise FileNotFoundError(
         f"{folder} has neither model.safetensors nor pytorch_model.bin, as folders of transformers have; a file of open_clip's weights needs architecture= (of repositories filename= too)"
     )
