@@ -13,7 +13,8 @@ from conftest import tiny_infinity, tiny_janus, tiny_llamagen, tiny_llamagen_t2i
 
 from align import SamplingConfig, load_generator, sample, score
 from align.checkpoints import save_tokenizer
-from align.generators import PublishedGenerator
+from align.generators import Janus, PublishedGenerator
+from align.generators.llamagen import LlamaGenDecoder
 from align.types import Condition
 
 GENERATORS: dict[str, Callable[[], PublishedGenerator]] = {
@@ -100,6 +101,51 @@ def test_scale_one_runs_no_null_branch(
     assert sample(any_generator, condition, SETTINGS["guided-at-first"]).forwards_per_image == blocks + 3
     monkeypatch.setattr(any_generator, "null_condition", None)
     assert sample(any_generator, condition, SamplingConfig()).forwards_per_image == blocks
+
+
+@pytest.mark.parametrize("fed", [0, 1], ids=["after-the-condition", "after-a-block"])
+def test_selected_rows_go_on_as_if_they_had_been_alone(any_generator: PublishedGenerator, fed: int) -> None:
+    """In another order, and with one of them twice, which is then fed two different blocks."""
+    condition, rows = conditions(any_generator, [0, 1, 2, 3]), torch.tensor([3, 1, 1])
+    numbers = torch.Generator().manual_seed(0)
+    blocks = [
+        torch.randint(any_generator.vocab_size, (3, size), generator=numbers)
+        for size in any_generator.layout.block_sizes[: fed + 1]
+    ]
+    for block in blocks[:fed]:
+        block[2] = block[1]  # until they are selected the two are one
+    before = [torch.zeros(4, block.shape[1], dtype=torch.long) for block in blocks[:fed]]
+    for all_rows, block in zip(before, blocks, strict=False):
+        all_rows[rows] = block
+    with torch.no_grad():
+        cache, alone = any_generator.new_cache(4), any_generator.new_cache(3)
+        any_generator.start(condition, cache)
+        any_generator.start(condition[rows], alone)
+        for all_rows, block in zip(before, blocks, strict=False):
+            any_generator.step(all_rows, cache)
+            any_generator.step(block, alone)
+        any_generator.select_rows(cache, rows)
+        found = any_generator.step(blocks[fed], cache)
+        torch.testing.assert_close(found, any_generator.step(blocks[fed], alone), atol=2e-5, rtol=1e-5)
+    assert not torch.allclose(found[1], found[2])
+
+
+def test_the_first_blocks_show_an_image_where_a_generator_says_so(
+    any_generator: PublishedGenerator, condition: Condition
+) -> None:
+    tokens = sample(any_generator, condition).tokens_BL
+    ends = [end for _, end in any_generator.layout.spans()]
+    shown = [any_generator.decode_first_blocks(tokens[:, :end]) for end in ends]
+    if isinstance(any_generator, LlamaGenDecoder | Janus):
+        assert shown == [None] * len(ends)
+        return
+    whole = any_generator.decode(tokens)
+    assert shown[-1] is not None and torch.equal(shown[-1], whole)
+    for image in shown:
+        assert image is not None and image.dtype == torch.uint8 and image.shape == whole.shape
+    assert shown[0] is not None and not torch.equal(shown[0], whole)
+    with pytest.raises(ValueError, match="whole scales end at"):
+        any_generator.decode_first_blocks(tokens[:, : ends[1] - 1])
 
 
 def test_sampling_leaves_the_mode_as_it_was(any_generator: PublishedGenerator, condition: Condition) -> None:

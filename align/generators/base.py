@@ -85,8 +85,12 @@ class Generator(nn.Module, ABC):
         """Feed the block just drawn; float32 logits [B, n', V] of the next one."""
 
     @abstractmethod
-    def keep_rows(self, cache: Any, rows: int) -> None:
-        """Forget all but the first `rows` sequences of a cache (the null branch, once guidance has ended)."""
+    def select_rows(self, cache: Any, rows_B: Tensor) -> None:
+        """Make a started cache that of these of its sequences, int64 [B] on the generator's device.
+
+        They may be fewer (the null branch is forgotten once guidance has ended), in another order, or repeated; what is
+        fed to one of them later is not seen by the others. The memory of the others is given back.
+        """
 
     @abstractmethod
     def encode(self, images_BHWC: Tensor) -> Tensor:
@@ -95,6 +99,11 @@ class Generator(nn.Module, ABC):
     @abstractmethod
     def decode(self, tokens_BL: Tensor) -> Tensor:
         """Tokens to uint8 images [B, H, W, 3], rounded as the authors' sampler does."""
+
+    def decode_first_blocks(self, tokens_Bl: Tensor) -> Tensor | None:
+        """uint8 images [B, H, W, 3] of what the first blocks alone say, whole ones; None for a generator whose unfinished
+        images show nothing yet, as of raster ones, which know some places and nothing of the others."""
+        return None
 
     @abstractmethod
     def decode_soft(self, weights_BLV: Tensor) -> Tensor:

@@ -44,8 +44,8 @@ class _Caption:
     sum_BC: Tensor
     modulation: Tensor
 
-    def first(self, rows: int) -> _Caption:
-        return _Caption(self.features_BTC[:rows], self.mask_BT[:rows], self.sum_BC[:rows], self.modulation[:rows])
+    def rows(self, rows_B: Tensor) -> _Caption:
+        return _Caption(self.features_BTC[rows_B], self.mask_BT[rows_B], self.sum_BC[rows_B], self.modulation[rows_B])
 
 
 @dataclass
@@ -229,11 +229,12 @@ class Infinity(CaptionConditional[BSQTokenizer]):
         cache.position = span[1]
         return self._logits(x, cache.caption)
 
-    def keep_rows(self, cache: InfinityCache, rows: int) -> None:
-        for block, kv in enumerate(cache.blocks):
-            cache.blocks[block] = kv[:, :rows].clone()  # a view would keep all: 1.7 GB a row of 2B, 1024 px, bfloat16
-        cache.caption = None if cache.caption is None else cache.caption.first(rows)
-        cache.f_hat = None if cache.f_hat is None else cache.f_hat[:rows]
+    def select_rows(self, cache: InfinityCache, rows_B: Tensor) -> None:
+        assert cache.caption is not None
+        for block, kv in enumerate(cache.blocks):  # one after another: 1.7 GB a row of 2B, 1024 px, bfloat16, in all
+            cache.blocks[block] = kv[:, rows_B]
+        cache.caption = cache.caption.rows(rows_B)
+        cache.f_hat = None if cache.f_hat is None else cache.f_hat[rows_B]
 
     # --- pixels
 
@@ -245,6 +246,9 @@ class Infinity(CaptionConditional[BSQTokenizer]):
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
         return self.require_tokenizer().decode_images(tokens_BL)
+
+    def decode_first_blocks(self, tokens_Bl: Tensor) -> Tensor:
+        return self.require_tokenizer().decode_first_scales(tokens_Bl)
 
     def decode_soft(self, weights_BLV: Tensor) -> Tensor:
         return self.require_tokenizer().decode_soft(weights_BLV)

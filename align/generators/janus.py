@@ -179,9 +179,10 @@ class Janus(PublishedGenerator[VQTokenizer]):
         cache.position = end
         return self._logits(x[:, -1:])
 
-    def keep_rows(self, cache: JanusCache, rows: int) -> None:
-        cache.layers = {layer: kv[:, :rows] for layer, kv in cache.layers.items()}
-        cache.places = cache.places.rows(rows)
+    def select_rows(self, cache: JanusCache, rows_B: Tensor) -> None:
+        for layer, kv in cache.layers.items():
+            cache.layers[layer] = kv[:, rows_B]
+        cache.places = cache.places.rows(rows_B)
 
     # --- pixels
 
@@ -251,8 +252,8 @@ class _Places:
         visible_BS = F.pad(mask_BT, (0, image_tokens), value=True)
         return _Places(visible_BS, (visible_BS.cumsum(dim=1) - 1).clamp(min=0))
 
-    def rows(self, rows: int) -> _Places:
-        return _Places(self.visible_BS[:rows], self.positions_BS[:rows])
+    def rows(self, rows_B: Tensor) -> _Places:
+        return _Places(self.visible_BS[rows_B], self.positions_BS[rows_B])
 
     def square_mask(self, length: int) -> Tensor:
         """bool [B, 1, length, length] of the first places: causal and visible; padding sees itself, so as not to be NaN."""

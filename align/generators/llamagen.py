@@ -246,9 +246,10 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
         cache.position = end
         return self.output(self.norm(x[:, -1:])).float()
 
-    def keep_rows(self, cache: LlamaGenCache, rows: int) -> None:
-        cache.layers = [kv[:, :rows] for kv in cache.layers]
-        cache.visible_BS = None if cache.visible_BS is None else cache.visible_BS[:rows]
+    def select_rows(self, cache: LlamaGenCache, rows_B: Tensor) -> None:
+        for layer, kv in enumerate(cache.layers):
+            cache.layers[layer] = kv[:, rows_B]
+        cache.visible_BS = None if cache.visible_BS is None else cache.visible_BS[rows_B]
 
     # --- pixels
 

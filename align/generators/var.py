@@ -271,10 +271,12 @@ class VAR(ClassConditional[MultiscaleVQTokenizer]):
         cache.position = end
         return self._logits(x, cache.class_BC)
 
-    def keep_rows(self, cache: VARCache, rows: int) -> None:
-        cache.blocks = [kv[:, :rows] for kv in cache.blocks]
-        cache.class_BC = None if cache.class_BC is None else cache.class_BC[:rows]
-        cache.f_hat = None if cache.f_hat is None else cache.f_hat[:rows]
+    def select_rows(self, cache: VARCache, rows_B: Tensor) -> None:
+        assert cache.class_BC is not None
+        for block, kv in enumerate(cache.blocks):
+            cache.blocks[block] = kv[:, rows_B]
+        cache.class_BC = cache.class_BC[rows_B]
+        cache.f_hat = None if cache.f_hat is None else cache.f_hat[rows_B]
 
     # --- pixels
 
@@ -285,6 +287,9 @@ class VAR(ClassConditional[MultiscaleVQTokenizer]):
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
         return self.require_tokenizer().decode_images(tokens_BL)
+
+    def decode_first_blocks(self, tokens_Bl: Tensor) -> Tensor:
+        return self.require_tokenizer().decode_first_scales(tokens_Bl)
 
     def decode_soft(self, weights_BLV: Tensor) -> Tensor:
         return self.require_tokenizer().decode_soft(weights_BLV)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,43 +25,130 @@ def sample(
     Args:
         index_B: int [B] sample indices, 0..B-1 if not given; give distinct ones to batches of one set of samples.
     """
-    config = config or SamplingConfig()
-    batch = len(condition)
-    index_B = torch.arange(batch) if index_B is None else index_B.cpu()
-    if len(index_B) != batch:
-        raise ValueError(f"index_B has {len(index_B)} rows for a condition of {batch}")
-    layout = generator.layout
-    uniforms_BL = _uniforms(config.seed, index_B, layout.length).to(generator.device)
-    scales = block_scales(config, len(layout.block_sizes))
-    # the null branch is needed up to the last guided block, through earlier ones of scale 1.0 too: its cache grows there
-    last_guided = max((k for k, scale in enumerate(scales) if scale != 1.0), default=-1)
-
-    tokens, logprobs, rows_run = [], [], 0
     with evaluating(generator):
-        rows = Condition.cat([condition, generator.null_condition(condition)]) if last_guided >= 0 else condition
-        cache = generator.new_cache(len(rows))
-        logits = generator.start(rows, cache)
-        for block, (start, end) in enumerate(layout.spans()):
-            rows_run += len(logits)
-            cond, null = logits[:batch], logits[batch:]
-            logits = guide(cond, null, scales[block]) if scales[block] != 1.0 else cond
-            block_logprobs = sampling_logprobs(logits, config)
-            drawn = draw(block_logprobs, uniforms_BL[:, start:end])
-            tokens.append(drawn)
-            logprobs.append(block_logprobs.gather(-1, drawn.unsqueeze(-1)).squeeze(-1))
-            if end == layout.length:
-                break
-            if block == last_guided:
-                generator.keep_rows(cache, batch)
-            logits = generator.step(drawn.repeat(2, 1) if block < last_guided else drawn, cache)
-    return Rollout(
-        tokens_BL=torch.cat(tokens, dim=1),
-        logprobs_BL=torch.cat(logprobs, dim=1),
-        condition=condition,
-        config=config,
-        index_B=index_B,
-        forwards_per_image=rows_run / batch,
-    )
+        drawing = Drawing(generator, condition, config or SamplingConfig(), index_B=index_B)
+        while not drawing.done:
+            drawing.draw_block()
+    return drawing.rollout(drawing.rows_run / len(condition))
+
+
+class Drawing:
+    """Rows of tokens on their way, block by block: between two blocks rows may be dropped, repeated, or finished ahead.
+
+    To be used within `evaluating(generator)`.
+
+    Several rows of one sample are its candidates, each with random numbers of its own: those of candidate c depend on
+    (seed, index, c) and on nothing else, and candidate 0's are those that `sample` gives the index.
+
+    Args:
+        index_B: as of `sample`, but for candidates, which share their sample's.
+        candidate_B: int [B], which candidate of its sample a row is; all 0 if not given.
+
+    Attributes:
+        blocks: number of blocks drawn so far.
+        tokens_Bl: int64 [B, l], the tokens of these blocks.
+        rows_run: network evaluations so far, of all rows, that were dropped too, and of both branches under guidance.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        condition: Condition,
+        config: SamplingConfig,
+        *,
+        index_B: Tensor | None = None,
+        candidate_B: Tensor | None = None,
+    ) -> None:
+        batch = len(condition)
+        self.generator, self.condition, self.config = generator, condition, config
+        self.index_B = torch.arange(batch) if index_B is None else index_B.cpu()
+        if len(self.index_B) != batch:
+            raise ValueError(f"index_B has {len(self.index_B)} rows for a condition of {batch}")
+        candidate_B = torch.zeros_like(self.index_B) if candidate_B is None else candidate_B
+        self._uniforms_BL = self._uniforms(candidate_B)
+        self._scales = block_scales(config, len(generator.layout.block_sizes))
+        # the null branch is needed up to the last guided block, through earlier ones of scale 1.0 too: its cache grows there
+        self._last_guided = max((k for k, scale in enumerate(self._scales) if scale != 1.0), default=-1)
+        self._branches = 2 if self._last_guided >= 0 else 1
+        self._spans = list(generator.layout.spans())
+        self._cache = generator.new_cache(self._branches * batch)
+        self.tokens_Bl = torch.empty(batch, 0, dtype=torch.long, device=generator.device)
+        self.logprobs_Bl = torch.empty(batch, 0, device=generator.device)
+        self.blocks = self.rows_run = 0
+
+    @property
+    def done(self) -> bool:
+        return self.blocks == len(self._spans)
+
+    def draw_block(self) -> None:
+        """Draw the next block of every row."""
+        start, end = self._spans[self.blocks]
+        logits = self._next_logits()
+        self.rows_run += len(logits)
+        cond, null = logits[: len(self.index_B)], logits[len(self.index_B) :]
+        scale = self._scales[self.blocks]
+        block_logprobs = sampling_logprobs(guide(cond, null, scale) if scale != 1.0 else cond, self.config)
+        drawn = draw(block_logprobs, self._uniforms_BL[:, start:end])
+        chosen = block_logprobs.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
+        self.tokens_Bl = torch.cat([self.tokens_Bl, drawn], dim=1)
+        self.logprobs_Bl = torch.cat([self.logprobs_Bl, chosen], dim=1)
+        self.blocks += 1
+
+    def _next_logits(self) -> Tensor:
+        if self.blocks == 0:
+            both = [self.condition, self.generator.null_condition(self.condition)] if self._branches == 2 else []
+            return self.generator.start(Condition.cat(both) if both else self.condition, self._cache)
+        if self._branches == 2 and self.blocks > self._last_guided:
+            self._select_cached(torch.arange(len(self.index_B)))
+            self._branches = 1
+        start, end = self._spans[self.blocks - 1]
+        return self.generator.step(self.tokens_Bl[:, start:end].repeat(self._branches, 1), self._cache)
+
+    def select(self, rows_B: Tensor, candidate_B: Tensor) -> None:
+        """Go on with these rows, int64 [B], and draw from now on as these candidates of their samples, int [B].
+
+        Rows may be repeated; repeated ones differ from here on if their candidate numbers do.
+        """
+        batch = len(self.index_B)
+        self._select_cached(torch.cat([rows_B + branch * batch for branch in range(self._branches)]))
+        here = rows_B.to(self.tokens_Bl.device)
+        self.tokens_Bl, self.logprobs_Bl = self.tokens_Bl[here], self.logprobs_Bl[here]
+        self.condition, self.index_B = self.condition[here], self.index_B[rows_B]
+        self._uniforms_BL = self._uniforms(candidate_B)
+
+    def _select_cached(self, rows_B: Tensor) -> None:
+        if self.blocks:  # before, the cache has seen nothing
+            self.generator.select_rows(self._cache, rows_B.to(self.generator.device))
+
+    def look_ahead(self) -> Tensor:
+        """int64 [B, L]: the rows finished by the most likely tokens, on a copy of the cache; `rows_run` counts them."""
+        ahead = copy.copy(self)
+        ahead._cache = copy.deepcopy(self._cache)
+        ahead.config = replace(self.config, temperature=0)
+        while not ahead.done:
+            ahead.draw_block()
+        self.rows_run = ahead.rows_run
+        return ahead.tokens_Bl
+
+    def rollout(self, forwards_per_image: float) -> Rollout:
+        """What was drawn, at the cost that the caller counts for each of its images."""
+        return Rollout(
+            tokens_BL=self.tokens_Bl,
+            logprobs_BL=self.logprobs_Bl,
+            condition=self.condition,
+            config=self.config,
+            index_B=self.index_B,
+            forwards_per_image=forwards_per_image,
+        )
+
+    def _uniforms(self, candidate_B: Tensor) -> Tensor:
+        """float64 [B, L] in [0, 1); drawn on the CPU so that devices agree."""
+        length = self.generator.layout.length
+        numbers = [
+            random_stream(self.config.seed, index, candidate=candidate).random(length)
+            for index, candidate in zip(self.index_B.tolist(), candidate_B.tolist(), strict=True)
+        ]
+        return torch.from_numpy(np.stack(numbers)).to(self.generator.device)
 
 
 def score(generator: Generator, tokens_BL: Tensor, condition: Condition, config: SamplingConfig) -> Tensor:
@@ -106,7 +196,9 @@ def block_scales(config: SamplingConfig, blocks: int) -> list[float]:
     return scales + [1.0] * (blocks - guided)
 
 
-def _uniforms(seed: int, index_B: Tensor, length: int) -> Tensor:
-    """float64 [B, L] in [0, 1), a stream of its own per (seed, index); drawn on the CPU so that devices agree."""
-    streams = [np.random.Generator(np.random.Philox(key=[seed, int(index)])) for index in index_B]
-    return torch.from_numpy(np.stack([stream.random(length) for stream in streams]))
+def random_stream(seed: int, index: int, *, candidate: int = 0, selection: int = 0) -> np.random.Generator:
+    """A sample's own random numbers: of one of its candidates, or of a selection among them (1, 2, ...).
+
+    Philox keyed by (seed, index), its counter set far enough apart for each: no two streams ever meet.
+    """
+    return np.random.Generator(np.random.Philox(key=[seed, index], counter=[0, 0, selection, candidate]))

@@ -10,9 +10,9 @@ to f_hat. A token is one bit here: positions in row-major order, and d tokens, t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -159,9 +159,30 @@ class BSQTokenizer(nn.Module):
 
     def decode_images(self, tokens_BL: Tensor) -> Tensor:
         """Tokens to uint8 [B, H, W, 3], a few images at a time, without gradient; truncated, as by the authors' sampler."""
-        chunks = tokens_BL.to(next(self.parameters()).device).split(self._chunk)
+        return self._images(self.decode, tokens_BL)
+
+    def decode_first_scales(self, tokens_Bl: Tensor) -> Tensor:
+        """The same of the bits of the first scales alone, whole ones: f_hat as far as it has come, blurred images.
+
+        Raises:
+            ValueError: bits that end within a scale.
+        """
+        return self._images(self._decode_first_scales, tokens_Bl)
+
+    def _decode_first_scales(self, tokens_Bl: Tensor) -> Tensor:
+        ends = list(accumulate(height * width * self.config.codebook_dim for height, width in self.config.scales))
+        if tokens_Bl.shape[1] not in ends:
+            raise ValueError(f"got {tokens_Bl.shape[1]} bits an image; whole scales end at {ends}")
+        f_hat = None
+        for scale, (start, end) in enumerate(pairwise([0, *ends[: ends.index(tokens_Bl.shape[1]) + 1]])):
+            f_hat = self.add_scale(f_hat, tokens_Bl[:, start:end], scale)
+        assert f_hat is not None
+        return self.decode_latents(f_hat)
+
+    def _images(self, decode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+        chunks = tokens.to(next(self.parameters()).device).split(self._chunk)
         with torch.no_grad():
-            pixels = torch.cat([self.decode(part) for part in chunks])
+            pixels = torch.cat([decode(part) for part in chunks])
         return ((pixels.clamp(-1, 1) + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1)
 
     @property

@@ -8,9 +8,9 @@ Architecture and tensor names are those of the published file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -153,9 +153,30 @@ class MultiscaleVQTokenizer(nn.Module):
 
         Truncated, not rounded, as images are when the authors' sampler saves them; FIDs depend on it.
         """
-        chunks = tokens_BL.to(self.quant_conv.weight.device).split(PIXEL_CHUNK)
+        return self._images(self.decode, tokens_BL)
+
+    def decode_first_scales(self, tokens_Bl: Tensor) -> Tensor:
+        """The same of the tokens of the first scales alone, whole ones: f_hat as far as it has come, blurred images.
+
+        Raises:
+            ValueError: tokens that end within a scale.
+        """
+        return self._images(self._decode_first_scales, tokens_Bl)
+
+    def _decode_first_scales(self, tokens_Bl: Tensor) -> Tensor:
+        ends = list(accumulate(side * side for side in self.config.patch_nums))
+        if tokens_Bl.shape[1] not in ends:
+            raise ValueError(f"got {tokens_Bl.shape[1]} tokens an image; whole scales end at {ends}")
+        f_hat = None
+        for scale, (start, end) in enumerate(pairwise([0, *ends[: ends.index(tokens_Bl.shape[1]) + 1]])):
+            f_hat = self.add_scale(f_hat, tokens_Bl[:, start:end], scale)
+        assert f_hat is not None
+        return self.decode_latents(f_hat)
+
+    def _images(self, decode: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+        chunks = tokens.to(self.quant_conv.weight.device).split(PIXEL_CHUNK)
         with torch.no_grad():
-            pixels = torch.cat([self.decode(part) for part in chunks])
+            pixels = torch.cat([decode(part) for part in chunks])
         return ((pixels.clamp(-1, 1) + 1) * 0.5 * 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 

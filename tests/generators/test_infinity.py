@@ -363,7 +363,7 @@ def test_sampling_keeps_no_keys_of_the_last_scale(original: Infinity, condition:
     assert {tuple(kv.shape) for kv in cache.blocks} == {(2, 2, 4, 1 + 4 + 16, 16)}
     with torch.no_grad():
         original.start(condition, cache)
-        original.keep_rows(cache, 1)
+        original.select_rows(cache, torch.tensor([0]))
     # the other rows' memory is given back
     assert {kv.untyped_storage().nbytes() for kv in cache.blocks} == {4 * 2 * 4 * 21 * 16}
 
