@@ -33,6 +33,7 @@ from align.generators.janus_prompts import PromptTokenizer
 from align.generators.published import describe
 from align.shapes import shapes_only
 from align.tensor_files import TensorFile, read_tensors, save_tensors
+from align.text import T5TextEncoder
 from align.tokenizers import (
     SIGNS,
     BSQConfig,
@@ -43,6 +44,7 @@ from align.tokenizers import (
     VQTokenizer,
 )
 from align.tokenizers.bsq import PARTS as BSQ_PARTS
+from align.zoo_entries import zoo_entries, zoo_entry
 
 Tokenizer = VQTokenizer | MultiscaleVQTokenizer | BSQTokenizer
 Sizes = LlamaGenConfig | VARConfig | InfinityConfig | JanusConfig
@@ -89,31 +91,10 @@ _FAMILIES = {
     ),
 }
 FAMILIES = tuple(_FAMILIES)
-ZOO = Path(__file__).parent / "zoo"
 # the published names of LlamaGen's generators, which end in the image size; the tokenizer makes 16 pixels one token
 _LLAMAGEN_NAME = re.compile(r"(c2i_(B|L|XL|XXL|3B)|t2i_XL_stage[12])_(256|384|512)")
 _PIXELS_PER_TOKEN = 16
 _INFINITY_NAMES = {"infinity_2b_reg": 1024}
-
-
-def zoo_entries() -> dict[str, Path]:
-    """Names and folders of the shipped generators."""
-    return {folder.parent.name: folder.parent for folder in sorted(ZOO.glob("*/config.json"))}
-
-
-def zoo_entry(name: str) -> Path:
-    """Folder of a zoo entry, by name or by path (of one rebuilt by `align pretrain`).
-
-    Raises:
-        ValueError: neither a known name nor a folder with a config.json.
-    """
-    if name in (entries := zoo_entries()):
-        return entries[name]
-    if (Path(name) / "config.json").exists():
-        return Path(name)
-    raise ValueError(
-        f"unknown zoo entry {name!r}; known: {', '.join(entries) or 'none'}, or the folder of one made by `align pretrain`. Try: align zoo"
-    )
 
 
 def load_generator(
@@ -149,6 +130,7 @@ def load_generator(
         ValueError: unknown name, another family's file, or keys that do not fit (missing, unexpected, mis-shaped).
         FileNotFoundError: no file at the path, or no text encoder.
     """
+    reads = None  # a zoo entry's own text encoder
     if name in FAMILIES:
         family = name
         if checkpoint is None:
@@ -167,11 +149,16 @@ def load_generator(
         checkpoint = checkpoint or folder / entry["generator"]
         tokenizer_checkpoint = tokenizer_checkpoint or folder / entry["tokenizer"]
         config = {**entry["config"], **config}
+        reads = entry.get("text_encoder")
     else:
         raise ValueError(
             f"unknown generator {name!r}; known zoo entries: {', '.join(zoo_entries()) or 'none'}; families: {', '.join(FAMILIES)}. Try: align zoo"
         )
     generator = _load(family, read_tensors(Path(checkpoint)), tokenizer_checkpoint, dtype, config)
+    if text_encoder is None and reads is not None:
+        # pretrained together with the generator: in float32, on captions as they are
+        width, own = generator.caption_shape[0], zoo_entry(name) / reads
+        text_encoder = T5TextEncoder(own, max_length=width, clean=False, device=device, dtype=torch.float32)
     if text_encoder is not None:
         attach_text_encoder(generator, text_encoder, device)
     return generator.to(device).eval()

@@ -10,7 +10,7 @@ from align.data import PromptStream, Stream
 from align.data.prompts import raw_condition, read_prompts
 from align.generators import Generator
 from align.sampling import balanced_labels
-from recipes.parts import num_classes
+from recipes.parts import num_classes, zoo_file
 
 SHOWN = 10  # columns of a sample grid: its conditions
 
@@ -21,7 +21,7 @@ def make_rows(
     """Dataset rows to draw images for, with all the columns that rewards may look at.
 
     Args:
-        prompts: a prompt file, a list of prompts, or None for the classes of a class-conditional generator.
+        prompts: a prompt file, `zoo:NAME` for those that come with a zoo entry, a list of prompts, or None for the classes of a class-conditional generator.
         number: of rows, prompts or classes in turn, over and over; None: each of them once.
         class_names: what `read_class_names` reads; each row of a class then has its name in the column `class_name`.
 
@@ -46,8 +46,13 @@ def make_rows(
         )
     if not isinstance(prompts, str) and not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"prompts is {list(prompts)!r:.80}; it must be a list of texts, or the path of a file of them")
-    rows = read_prompts(prompts) if isinstance(prompts, str) else [{"prompt": prompt} for prompt in prompts]
+    rows = read_prompts(prompt_file(prompts)) if isinstance(prompts, str) else [{"prompt": prompt} for prompt in prompts]
     return [rows[index % len(rows)] for index in range(len(rows) if number is None else number)]
+
+
+def prompt_file(prompts: str) -> str:
+    """The path of a prompt file, which may be that of a zoo entry."""
+    return str(zoo_file(prompts, "prompts")) if prompts.startswith("zoo:") else prompts
 
 
 def read_class_names(source: str, *, number: int) -> list[str]:
@@ -78,13 +83,15 @@ def read_class_names(source: str, *, number: int) -> list[str]:
 
 
 def shown_conditions(prompts: str | None, generator: Generator, stream: Stream | PromptStream) -> list[Any]:
-    """What the columns of a sample grid show: the first prompts of the file, or of the training's own captions; or
+    """What the columns of a sample grid show: prompts of the file, spread over all, or of the training's own captions; or
     classes, spread over all."""
     if generator.num_classes is not None:
         columns = min(SHOWN, generator.num_classes)
         return [column * generator.num_classes // columns for column in range(columns)]
     if prompts is not None:
-        return [raw_condition(row) for row in read_prompts(prompts)[:SHOWN]]
+        rows = read_prompts(prompt_file(prompts))
+        number = min(SHOWN, len(rows))
+        return [raw_condition(rows[column * len(rows) // number]) for column in range(number)]
     found: dict[Any, None] = {}
     for position in range(min(10 * SHOWN, len(stream))):
         found[stream[position]["label"]] = None

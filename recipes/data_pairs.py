@@ -48,10 +48,6 @@ def main(overrides: list[str]) -> None:
         )
     generator = make_generator(config.generator)
     rows = make_rows(config.prompts, generator, number=config.num_prompts, class_names=config.reward.class_names)
-    if winners is not None and generator.num_classes is None:
-        raise ValueError(
-            "winners= writes token codes with class labels; of prompts, fine-tune on the pairs themselves: align train objective=best_of_n pairs.file="
-        )
     tokenizer = tokenizer_hash(generator)
     if tokenizer is None:
         raise ValueError(
@@ -62,7 +58,7 @@ def main(overrides: list[str]) -> None:
     with run.watching():
         pairs, facts = draw_pairs(generator, rewards, rows, config)
         pairs.save(path)
-        if winners is not None and isinstance(pairs.labels_N, Tensor):
+        if winners is not None:
             Codes(pairs.chosen_NL, pairs.labels_N, tokenizer).save(winners)
     run.update(status="finished", hashes={"policy": pairs.policy, "tokenizer": tokenizer}, **facts)
     mean, counts = facts["mean_reward"], facts["counts"]

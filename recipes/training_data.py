@@ -62,11 +62,12 @@ def make_codes(config: DictConfig, generator: Generator) -> Codes | LazyCodes:
     if isinstance(codes, LazyCodes):
         _check_lazily(reference, codes, generator)
     else:
-        largest, label = int(codes.tokens_NL.max()), int(codes.labels_N.max())
+        largest = int(codes.tokens_NL.max())
+        label = int(codes.labels_N.max()) if isinstance(codes.labels_N, Tensor) else None
         check_tokens(reference, codes.tokens_NL.shape[1], largest, label, codes.tokenizer, generator)
     if not config.deformed_copies:
         return codes
-    if not isinstance(codes, Codes) or not reference.startswith("zoo:mnist"):
+    if not (isinstance(codes, Codes) and isinstance(codes.labels_N, Tensor) and reference.startswith("zoo:mnist")):
         raise ValueError(f"data.deformed_copies deforms the zoo's digits, and data.codes is {reference}; set it to 0")
     digits = load_mnist("train")
     copies = [generator.encode(deformed(digits.images_NHWC, seed=copy)).cpu() for copy in range(config.deformed_copies)]

@@ -27,7 +27,8 @@ RULES: dict[str, set[str]] = {
     "align.generators": {"align.types", "align.tensor_files", "align.text", "align.tokenizers"},
     "align.sampling": {"align.types", "align.generators"},
     "align.shapes": set(),
-    "align.checkpoints": {"align.shapes", "align.tensor_files", "align.generators", "align.text", "align.tokenizers"},
+    "align.zoo_entries": set(),
+    "align.checkpoints": {"align.zoo_entries", "align.shapes", "align.tensor_files", "align.generators", "align.text", "align.tokenizers"},
     "align.data": {"align.files", "align.fingerprints", "align.checkpoints", "align.sampling"},
     "align.training": {
         *(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,10 +47,11 @@ class LazyCodes(ABC):
 
 @dataclass(frozen=True)
 class Codes:
-    """tokens_NL: int64 [N, L]; labels_N: int64 [N]; tokenizer: sha256 of the tokenizer's weights that made them."""
+    """tokens_NL: int64 [N, L]; labels_N: int64 [N], or N captions; tokenizer: sha256 of the tokenizer's weights that made
+    them."""
 
     tokens_NL: Tensor
-    labels_N: Tensor
+    labels_N: Labels
     tokenizer: str
 
     def __post_init__(self) -> None:
@@ -64,12 +66,15 @@ class Codes:
         return len(self.tokens_NL)
 
     def save(self, path: Path) -> None:
+        """One safetensors file; of captions each is written once."""
         width = torch.uint8 if self.tokens_NL.max() < 256 else torch.int32
-        tensors = {
-            "tokens": self.tokens_NL.to(width).contiguous(),
-            "labels": self.labels_N.to(torch.int32).contiguous(),
-        }
-        write_atomically(path, lambda temporary: save_file(tensors, temporary, {"tokenizer": self.tokenizer}))
+        facts, labels_N = {"tokenizer": self.tokenizer}, self.labels_N
+        if not isinstance(labels_N, Tensor):
+            numbers = {caption: number for number, caption in enumerate(dict.fromkeys(labels_N))}
+            facts["captions"] = json.dumps(list(numbers))
+            labels_N = torch.tensor([numbers[caption] for caption in labels_N])
+        tensors = {"tokens": self.tokens_NL.to(width).contiguous(), "labels": labels_N.to(torch.int32).contiguous()}
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, facts))
 
     @staticmethod
     def load(path: Path | str) -> Codes:
@@ -79,9 +84,13 @@ class Codes:
             raise FileNotFoundError(f"no token codes at {path}")
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name).long() for name in ("tokens", "labels")}
-                return Codes(tensors["tokens"], tensors["labels"], (file.metadata() or {})["tokenizer"])
-        except (SafetensorError, KeyError) as error:
+                tokens_NL, labels_N = (file.get_tensor(name).long() for name in ("tokens", "labels"))
+                facts = file.metadata() or {}
+                if "captions" in facts:
+                    captions = json.loads(facts["captions"])
+                    return Codes(tokens_NL, [captions[number] for number in labels_N.tolist()], facts["tokenizer"])
+                return Codes(tokens_NL, labels_N, facts["tokenizer"])
+        except (SafetensorError, KeyError, IndexError) as error:
             raise ValueError(
                 f"{path} is not a file of token codes (safetensors with 'tokens', 'labels'): {error}"
             ) from error

@@ -18,7 +18,7 @@ from evaluation.metrics import frechet_distance
 from evaluation.protocol import ReferenceMoments, make_reference
 from evaluation.user_files import load_from_file
 from recipes.parts import zoo_file
-from recipes.pretrain import REWARD, REWARD_REFERENCE, save_reward_reference
+from recipes.pretrain_digits import REWARD, REWARD_REFERENCE, save_reward_reference
 from rewards.base import kind_of
 from rewards.builtin.frechet import DISTANCES, DiagonalFrechet, LeaveOneOutFrechet, leave_one_out_frechet
 from rewards.registry import load_reward

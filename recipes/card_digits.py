@@ -1,4 +1,4 @@
-"""The card of a zoo entry: what it is, the command that made it, and its figures."""
+"""The card of a zoo entry of digits: what it is, the command that made it, and its figures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from align.generators import Generator
 from evaluation.results import ResultRow
-from recipes.evaluate import fid
+from recipes.judge import fid
 
 FAMILY_NAMES = {"llamagen": "LlamaGen", "var": "VAR"}
 
