@@ -260,6 +260,7 @@ def _stream(config: DictConfig, source: str, generator: Generator, folder: Path)
             seed=config.seed,
             label_drop=config.trainer.label_drop,
             negative_label=config.data.negative_label,
+            hard_negatives=config.data.hard_negatives or (),
         )
     return make_stream(config.data, generator, length=length, seed=config.seed, label_drop=config.trainer.label_drop)
 

@@ -22,7 +22,7 @@ from recipes.run import say
 def make_stream(config: DictConfig, generator: Generator, *, length: int, seed: int, label_drop: float) -> Stream:
     """Real images in the order of training: as stored codes, or as pixels that are encoded on the way."""
     order: dict[str, Any] = {"length": length, "seed": seed, "label_drop": label_drop}
-    order["negative_label"] = config.negative_label
+    order |= {"negative_label": config.negative_label, "hard_negatives": config.hard_negatives or ()}
     if config.get("images") is None:
         return TrainingStream(make_codes(config, generator), **order)
     if tokenizer_hash(generator) is None:

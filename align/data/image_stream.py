@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from align.data.crops import Crop
+from align.data.negatives import Alternatives
 from align.data.readers import ImageSource, UnreadableRow
 from align.data.stream import Stream
 
@@ -41,6 +42,7 @@ class ImageStream(Stream):
         seed: int,
         label_drop: float,
         negative_label: int | str | None = None,
+        hard_negatives: Alternatives = (),
     ) -> None:
         if not {"label": images.has_labels, "caption": images.has_captions}[conditions]:
             other = "captions" if conditions == "label" else "labels"
@@ -57,6 +59,7 @@ class ImageStream(Stream):
             seed=seed,
             label_drop=label_drop,
             negative_label=negative_label,
+            hard_negatives=hard_negatives,
         )
 
     def _condition(self, row: int) -> Any:

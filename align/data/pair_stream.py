@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from align.data.negatives import Alternatives
 from align.data.pairs import PreferencePairs
 from align.data.stream import Stream
 
@@ -20,6 +21,7 @@ class PairStream(Stream):
         seed: int,
         label_drop: float,
         negative_label: int | str | None = None,
+        hard_negatives: Alternatives = (),
     ) -> None:
         super().__init__(
             {"chosen": pairs.chosen_NL, "rejected": pairs.rejected_NL},
@@ -29,4 +31,5 @@ class PairStream(Stream):
             seed=seed,
             label_drop=label_drop,
             negative_label=negative_label,
+            hard_negatives=hard_negatives,
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from align.data.codes import Codes, Labels, LazyCodes
+from align.data.negatives import Alternatives, check_alternatives, swap_word
 from align.files import sha256_of_tensors
 
 # separate the random streams that share a seed
@@ -29,15 +30,17 @@ class Stream(Dataset[dict[str, Any]]):
 
     Each item: a row of every field, label and negative_label ([] or str), dropped [] bool, position []. The negative
     label is that of another row drawn uniformly, so it follows the labels' marginal and may collide; or
-    `negative_label`, for every row, where that is set. Of a field with several views one is drawn.
+    `negative_label`, for every row, where that is set; or, with `hard_negatives`, the row's own caption with one word
+    changed, wherever it has one. Of a field with several views one is drawn.
 
     Args:
         fields: what each row holds: tensors [N, ...], tensors of views [N, A, L], or codes that are read lazily.
         labels_N: int64 [N], or a sequence of labels or captions.
         source: identity of what made the fields; part of the fingerprint.
+        hard_negatives: lists of words that exclude each other; see `align.data.negatives`.
 
     Raises:
-        ValueError: label_drop is no probability, or negative_label is no condition of these rows.
+        ValueError: label_drop is no probability, negative_label is no condition of these rows, or hard negatives of classes.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Stream(Dataset[dict[str, Any]]):
         seed: int,
         label_drop: float,
         negative_label: int | str | None = None,
+        hard_negatives: Alternatives = (),
     ) -> None:
         if not 0 <= label_drop <= 1:
             raise ValueError(f"label_drop is {label_drop}; it is a probability, in [0, 1]")
@@ -64,10 +68,17 @@ class Stream(Dataset[dict[str, Any]]):
         self.seed = seed
         self.label_drop = label_drop
         self.negative_label = negative_label
+        self.hard_negatives = [list(words) for words in hard_negatives]
         self._order = lru_cache(maxsize=2)(self._shuffled)
         if negative_label is not None and isinstance(negative_label, str) != isinstance(self._condition(0), str):
             raise ValueError(
                 f"negative_label is {negative_label!r}, and the images have {'captions' if isinstance(negative_label, int) else 'class labels'}"
+            )
+
+        check_alternatives(hard_negatives)
+        if hard_negatives and (negative_label is not None or not isinstance(self._condition(0), str)):
+            raise ValueError(
+                "hard_negatives change a word of an image's own caption: they take captions, and negative_label=null"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -84,6 +95,7 @@ class Stream(Dataset[dict[str, Any]]):
     def fingerprint(self) -> str:
         """Identity of everything that the stream's samples depend on; what is read lazily counts by its own."""
         recipe = f"{self.seed} {self.label_drop} {self.negative_label} {self.length} {self.source}"
+        recipe += f" {self.hard_negatives}" if self.hard_negatives else ""
         columns = {"labels": self.labels_N, **self.fields}
         for name, column in columns.items():
             if not isinstance(column, Tensor):
@@ -103,6 +115,8 @@ class Stream(Dataset[dict[str, Any]]):
         if self.negative_label is not None:
             fixed = self.negative_label
             negative = fixed if isinstance(fixed, str) else torch.full_like(negative, fixed)
+        if self.hard_negatives:
+            negative = swap_word(self._condition(row), self.hard_negatives, rng) or negative
         return {
             **self._item(row, rng),
             "negative_label": negative,
@@ -131,6 +145,7 @@ class TrainingStream(Stream):
         seed: int,
         label_drop: float,
         negative_label: int | str | None = None,
+        hard_negatives: Alternatives = (),
     ) -> None:
         super().__init__(
             {"tokens": codes.tokens_NL if isinstance(codes, Codes) else codes},
@@ -140,6 +155,7 @@ class TrainingStream(Stream):
             seed=seed,
             label_drop=label_drop,
             negative_label=negative_label,
+            hard_negatives=hard_negatives,
         )
 
 
