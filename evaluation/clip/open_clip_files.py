@@ -122,6 +122,8 @@ def _config(open_clip: Any, architecture: str, quick_gelu: bool | None) -> dict[
         raise ValueError(
             f"the architecture {architecture} is no plain CLIP (a vision and a text transformer of open_clip's own); it has {', '.join([*config, *special])}"
         )
+    if quick_gelu is False and architecture.endswith("-quickgelu"):
+        raise ValueError(f"{architecture} is with QuickGELU, and quick_gelu=false says without; take one of both away")
     if quick_gelu is not None:
         config["quick_gelu"] = quick_gelu
     return config

@@ -187,6 +187,8 @@ def test_the_activation_matters_and_must_be_told(open_clip_folder: Path) -> None
         ValueError, match="ViT-L-14 may be with GELU or with QuickGELU, .*quick_gelu=true for weights of OpenAI"
     ):
         load(file, architecture="ViT-L-14")
+    with pytest.raises(ValueError, match="ViT-L-14-quickgelu is with QuickGELU, and quick_gelu=false says without"):
+        load(file, architecture="ViT-L-14-quickgelu", quick_gelu=False)
     for told in ({"architecture": "ViT-L-14-quickgelu"}, {"architecture": "ViT-L-14", "quick_gelu": True}):
         with pytest.raises(ValueError, match="is no ViT-L-14.* of open_clip: missing transformer.resblocks.10"):
             load(file, **told)

@@ -176,6 +176,7 @@ def test_other_images_are_refused(image: np.ndarray) -> None:
         frame_of(image, SIZE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(40, 50), (96, 40), (90, 100)])
 def test_the_network_sees_what_transformers_shows_it(shape: tuple[int, int]) -> None:
     """But for the padding: with a size_divisor, transformers stretches images to it."""
