@@ -8,6 +8,7 @@ Shapes: N images, M reference images, D feature dim, K classes.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,41 @@ from evaluation.metrics import class_probabilities, frechet_distance
 from evaluation.moments import Floats
 
 RESAMPLES = 100  # a standard deviation from 100 resamples is itself good to about 7 %
+INTERVAL_RESAMPLES = 2000  # the ends of an interval need more: 50 of 2000 lie beyond either one
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, its standard error, and the ends of its 95 % interval; with fewer than two prompts the latter are absent."""
+
+    value: float
+    stderr: float | None
+    interval: tuple[float, float] | None
+
+
+def estimate_over_prompts(
+    sum_P: Floats, count_P: Floats, *, resamples: int = INTERVAL_RESAMPLES, seed: int = 0
+) -> Estimate:
+    """sum(sum_P) / sum(count_P), with a percentile bootstrap over prompts: each is drawn with all that belongs to it.
+
+    Args:
+        sum_P, count_P: of each prompt, what was summed and how many numbers that were; prompts of count 0 do not take part.
+
+    Raises:
+        ValueError: no prompt has a number.
+    """
+    sum_P, count_P = np.asarray(sum_P, np.float64), np.asarray(count_P, np.float64)
+    sum_P, count_P = sum_P[count_P > 0], count_P[count_P > 0]
+    prompts = len(count_P)
+    if prompts == 0:
+        raise ValueError("no prompt has a number, so that there is no mean")
+    value = float(sum_P.sum() / count_P.sum())
+    if prompts == 1:
+        return Estimate(value, None, None)
+    times_RP = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
+    value_R = (times_RP @ sum_P) / (times_RP @ count_P)
+    low, high = np.quantile(value_R, [0.025, 0.975])
+    return Estimate(value, float(np.std(value_R, ddof=1)), (float(low), float(high)))
 
 
 def mean_stderr(hits_N: NDArray[np.bool_]) -> float:
