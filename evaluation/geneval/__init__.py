@@ -10,6 +10,7 @@ from evaluation.geneval.coco import COCO_NAMES
 from evaluation.geneval.detections import ColorClassifier, Detection, Detector, object_crop
 from evaluation.geneval.folder import read_folder, read_rows, write_folder
 from evaluation.geneval.prompts import make_prompts, training_prompts
+from evaluation.geneval.protocol import GenEvalProtocol
 from evaluation.geneval.recorded import RecordedColors, RecordedDetector, Recording, rescore
 from evaluation.geneval.requests import TAGS, Exclude, Include, Request, read_request
 from evaluation.geneval.scorer import Demand, GenEvalResult, GenEvalScorer
@@ -24,6 +25,7 @@ __all__ = [
     "Detection",
     "Detector",
     "Exclude",
+    "GenEvalProtocol",
     "GenEvalResult",
     "GenEvalScorer",
     "Include",
