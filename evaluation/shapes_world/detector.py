@@ -15,7 +15,8 @@ from scipy import ndimage
 from evaluation.geneval.detections import Detection
 from evaluation.shapes_world.scenes import COLORS, GROUND, SHAPES, silhouette
 
-_PALETTE = np.array([GROUND, *COLORS.values()], dtype=np.int32)  # 0 is the ground
+_PALETTE = np.array([GROUND, *COLORS.values()], dtype=np.float32)  # 0 is the ground
+_NEIGHBOURS = ndimage.generate_binary_structure(2, 1)  # pixels touch by a side
 _SIDES = (6, 13)  # pixels: a region of another width or height is no shape
 _SLENDER = 1.5  # nor is one so many times as long as it is wide
 # share of an outline that must agree (intersection over union) for the confidences 0 and 1; the threshold 0.3 of GenEval
@@ -25,7 +26,8 @@ _AGREEMENT = (0.6, 0.8)
 
 def color_indices(images: np.ndarray) -> np.ndarray:
     """uint8 [..., 3] to the nearest colour of each pixel, int64 [...]: 0 is the ground, 1 the first of COLORS."""
-    distances = ((images[..., None, :].astype(np.int32) - _PALETTE) ** 2).sum(axis=-1)
+    # squared distances, less what all colours have in common; whole numbers below 2^24, so that float32 is exact
+    distances = (_PALETTE**2).sum(axis=-1) - 2 * (images.astype(np.float32) @ _PALETTE.T)
     return distances.argmin(axis=-1)
 
 
@@ -41,8 +43,8 @@ class ShapeDetector:
     def _detect(self, image: np.ndarray) -> list[Detection]:
         indices = color_indices(image)
         found = []
-        for color in range(1, len(_PALETTE)):
-            regions, _ = ndimage.label(indices == color)
+        for color in np.flatnonzero(np.bincount(indices.ravel())[1:]) + 1:
+            regions, _ = ndimage.label(indices == color, _NEIGHBOURS)
             for number, (rows, columns) in enumerate(ndimage.find_objects(regions), start=1):
                 inside = regions[rows, columns] == number
                 label, agreement = _best_fit(inside)
@@ -61,16 +63,16 @@ class ShapeColors:
     colors: Sequence[str] = tuple(COLORS)
 
     def __call__(self, image: np.ndarray, detections: Sequence[Detection], label: str) -> list[str]:
-        indices = color_indices(image)
-        return [self._name(indices, detection) for detection in detections]
+        return [self._name(image, detection) for detection in detections]
 
-    def _name(self, indices: np.ndarray, detection: Detection) -> str:
+    def _name(self, image: np.ndarray, detection: Detection) -> str:
         if detection.mask is None:
             left, top, right, bottom = (round(edge) for edge in detection.box)
-            inside = indices[top:bottom, left:right].ravel()
+            inside = image[top:bottom, left:right]
         else:
-            inside = indices[detection.mask]
-        counts = np.bincount(inside, minlength=len(_PALETTE))[1:]  # the ground is no colour of an object
+            inside = image[detection.mask]
+        indices = color_indices(inside).ravel()
+        counts = np.bincount(indices, minlength=len(_PALETTE))[1:]  # the ground is no colour of an object
         return self.colors[int(counts.argmax())]
 
 
