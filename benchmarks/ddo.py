@@ -37,9 +37,11 @@ from align.sampling import sample
 from align.types import SamplingConfig
 from evaluation.results import ResultRow
 from recipes.config import compose
-from recipes.evaluate import Judge, fid
-from recipes.parts import make_generator, make_protocol
+from recipes.judge import Judge, fid
+from recipes.parts import make_generator
+from recipes.protocols import make_class_protocol
 from recipes.run import describe_device
+from recipes.tasks import make_task
 from recipes.train import align_generator
 from recipes.training_data import make_codes
 
@@ -150,7 +152,7 @@ def under_fitted(folder: Path, quick: list[str]) -> Path:
 
 def make_judge(folder: Path, images: int) -> Judge:
     evaluation = compose("train", []).evaluation
-    return Judge(make_protocol(evaluation.protocol), images, evaluation.batch_size, folder)
+    return Judge(make_task(evaluation, num_images=images), evaluation.batch_size, folder)
 
 
 def draw(generator: Generator, labels_N: Tensor, *, seed: int) -> Tensor:
@@ -222,7 +224,7 @@ def cosine_of_one(one_NP: Tensor, expected_NP: Tensor) -> float:
 def free_discriminator(base: Generator) -> float:
     """Held-out accuracy at telling decoded real tokens from decoded samples, of a network that is free to: it reads the
     evaluator's features and logits and the label. A lower bound of what there is to tell them by."""
-    extractor = make_protocol(compose("train", []).evaluation.protocol).extractor
+    extractor = make_class_protocol(compose("train", []).evaluation.protocol).extractor
     sets = []
     for seed, split in enumerate(("train", "held_out")):
         part = load_mnist(split)

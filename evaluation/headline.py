@@ -15,6 +15,7 @@ from evaluation.arms import Arm, Paired, Spread, paired
 from evaluation.results import METRICS, Metric, find_key
 
 MINUS = "\N{MINUS SIGN}"
+HELD_OUT = next(metric for metric in METRICS if metric.name == "held-out")
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,12 @@ class Roles:
     temperature: Arm | None = None  # the base, unguided, at its best other temperature or filter
     cfg: Arm | None = None  # the base at its best guidance scale
     sft: Arm | None = None  # the same training on the same data without the objective
+    search: Arm | None = None  # the base with the best search at test time
     aligned: Arm | None = None
 
     def present(self) -> list[Arm]:
         """Those that a run has: the three of the claim first, then its controls."""
-        arms = (self.base, self.cfg, self.aligned, self.temperature, self.sft)
+        arms = (self.base, self.cfg, self.aligned, self.temperature, self.sft, self.search)
         return [arm for arm in arms if arm is not None]
 
 
@@ -51,8 +53,8 @@ class Verdict(Enum):
 def headline_metric(arms: Sequence[Arm]) -> Metric | None:
     """The metric to judge by: FID where there is one, else the first known metric, else the first of any name."""
     for metric in METRICS:
-        if any(arm.metric(metric.name) for arm in arms):
-            return metric
+        if protocols := [arm.rows[0].protocol for arm in arms if arm.metric(metric.name)]:
+            return metric.under(protocols)
     keys = [key for arm in arms for row in arm.rows for key in row.metrics]
     return Metric(keys[0], keys[0]) if keys else None
 
@@ -61,20 +63,21 @@ def assign_roles(arms: Sequence[Arm], metric: Metric) -> Roles:
     """Find the arms that matter among arms of one split."""
     measured = [arm for arm in arms if arm.metric(metric.name)]
     base = [arm for arm in measured if arm.label == "base"]
+    once = [arm for arm in base if not arm.search]
     plain = {arm.label: arm for arm in measured if arm.plain}
     return Roles(
         base=plain.get("base"),
-        temperature=_best([arm for arm in base if arm.guidance_scale == 1 and not arm.plain], metric),
-        cfg=_best([arm for arm in base if arm.guidance_scale > 1], metric),
+        temperature=_best([arm for arm in once if arm.guidance_scale == 1 and not arm.plain], metric),
+        cfg=_best([arm for arm in once if arm.guidance_scale > 1], metric),
         sft=plain.get("sft"),
+        search=_best([arm for arm in base if arm.search], metric),
         aligned=plain.get("aligned"),
     )
 
 
 def _best(arms: Sequence[Arm], metric: Metric) -> Arm | None:
-    sign = 1 if metric.lower_is_better else -1
     defined = [arm for arm in arms if not math.isnan(median(arm, metric))]
-    return min(defined, key=lambda arm: sign * median(arm, metric), default=None)
+    return min(defined, key=lambda arm: metric.rank(median(arm, metric)), default=None)
 
 
 def median(arm: Arm, metric: Metric) -> float:
@@ -99,6 +102,11 @@ def number(value: float, decimals: int = 3) -> str:
         return "undefined"
     needed = 2 - math.floor(math.log10(abs(value))) if value else 0
     return f"{value:.{min(max(needed, 0), decimals)}f}".replace("-", MINUS)
+
+
+def fixed(value: float, metric: Metric) -> str:
+    """All decimals of the metric, for columns."""
+    return f"{value:.{metric.digits}f}" if math.isfinite(value) else "undefined"
 
 
 def change(value: float, metric: Metric) -> str:
@@ -201,7 +209,7 @@ def _change(roles: Roles, comparison: Paired, verdict: Verdict, metric: Metric, 
 
 def _against_temperature(aligned: Arm, other: Arm, verdict: Verdict, metric: Metric, arms: Sequence[Arm]) -> str:
     """The free alternative: the base itself, sampled at another temperature or with a filter."""
-    tried = [arm for arm in arms if arm.split == "select" and arm.label == "base" and arm.guidance_scale == 1]
+    tried = [arm for arm in _tried(arms) if arm.guidance_scale == 1]
     setting = ", ".join([f"T={other.temperature:g}", *other.filters])
     value = number(median(other, metric))
     best = f"the best {'sampling setting' if other.filters else 'temperature'} ({setting}: {value})"
@@ -218,18 +226,30 @@ def _against_temperature(aligned: Arm, other: Arm, verdict: Verdict, metric: Met
 
 def _against_cfg(aligned: Arm, guided: Arm, verdict: Verdict, metric: Metric, arms: Sequence[Arm]) -> str:
     """The costly alternative: guidance, with its price."""
-    tried = [arm for arm in arms if arm.split == "select" and arm.label == "base" and arm.guidance_scale > 1]
+    tried = [arm for arm in _tried(arms) if arm.guidance_scale > 1]
     name = f"{'the best CFG' if len(tried) > 1 else 'CFG'} (scale {guided.guidance})"
     text = f"{', against' if verdict is Verdict.BETTER else '; compare'} {number(median(guided, metric))} for {name}"
-    if guided.forwards_per_image and aligned.forwards_per_image:
-        times = f"{guided.forwards_per_image / aligned.forwards_per_image:.1f}".removesuffix(".0")
-        text += f" at {'twice' if times == '2' else times + ' times'} the forwards per image"
-    return text
+    return text + _price(guided, aligned)
+
+
+def _tried(arms: Sequence[Arm]) -> list[Arm]:
+    """The base's settings among which the best was chosen."""
+    return [arm for arm in arms if arm.split == "select" and arm.label == "base" and not arm.search]
+
+
+def _price(costly: Arm, aligned: Arm) -> str:
+    if not (costly.forwards_per_image and aligned.forwards_per_image):
+        return ""
+    times = f"{costly.forwards_per_image / aligned.forwards_per_image:.1f}".removesuffix(".0")
+    return f" at {'twice' if times == '2' else times + ' times'} the forwards per image"
 
 
 def _notes(roles: Roles, verdict: Verdict, metric: Metric, method: str) -> list[str]:
     assert roles.aligned is not None and roles.base is not None
-    notes = []
+    rises = median(roles.aligned, metric) > median(roles.base, metric)
+    gained = verdict in (Verdict.BETTER, Verdict.ONE_SEED) and rises
+    judged = _second_opinion(roles.aligned, roles.base) if gained and metric.name == "geneval" else None
+    notes = [judged] if judged else []
     if roles.sft is not None:
         comparison = paired(roles.aligned, roles.sft, metric.name)
         compared = judge(comparison, metric)
@@ -239,7 +259,11 @@ def _notes(roles: Roles, verdict: Verdict, metric: Metric, method: str) -> list[
         elif verdict is Verdict.BETTER and compared is not Verdict.ONE_SEED:
             text += f", so the gain cannot be credited to {method}"
         notes.append(text + ".")
-    moved = [_side_effect(roles.aligned, roles.base, other) for other in METRICS if other != metric]
+    if roles.search is not None:
+        notes.append(_against_search(roles.aligned, roles.search, metric, method))
+    told = {metric.name, *(["held-out"] if judged else [])}
+    others = [other.under([roles.base.rows[0].protocol]) for other in METRICS if other.name not in told]
+    moved = [_side_effect(roles.aligned, roles.base, other) for other in others]
     if known := [text for text in moved if text]:
         notes.append(f"{method} against base, both without guidance: {'; '.join(known)}.")
     wanted = {"another temperature": roles.temperature, "CFG": roles.cfg, "an SFT control": roles.sft}
@@ -255,3 +279,27 @@ def _side_effect(aligned: Arm, base: Arm, metric: Metric) -> str | None:
     moved = f"{metric.title} {number(comparison.base.median)} → {number(comparison.arm.median)}"
     verdict = judge(comparison, metric)
     return moved if verdict is Verdict.ONE_SEED else f"{moved} ({verdict.value})"
+
+
+def _against_search(aligned: Arm, searched: Arm, metric: Metric, method: str) -> str:
+    """Compute at test time instead of training, with its price."""
+    text = f"Without training, the base with {searched.search}"
+    text += f" ({searched.guidance} guidance)" if searched.guidance_scale != 1 else ""
+    text += f" gives {metric.title} {_stated(searched, metric)}{_price(searched, aligned)}"
+    compared = judge(paired(aligned, searched, metric.name), metric)
+    said = {Verdict.BETTER: "is better", Verdict.WORSE: "is worse", Verdict.UNCLEAR: "is not clearly different"}
+    return text + (f"; {method} {said[compared]}." if compared in said else ".")
+
+
+def _second_opinion(aligned: Arm, base: Arm) -> str | None:
+    """Whether the judge that no reward used sees the gain as well; None if there is no such judge."""
+    moved = _side_effect(aligned, base, HELD_OUT)
+    if moved is None:
+        return None
+    comparison = paired(aligned, base, HELD_OUT.name)
+    verdict = judge(comparison, HELD_OUT)
+    if verdict is Verdict.ONE_SEED:
+        verdict = Verdict.BETTER if comparison.differences.min > 0 else Verdict.UNCLEAR
+    said = {Verdict.BETTER: "agrees", Verdict.UNCLEAR: "sees no clear gain", Verdict.WORSE: "sees a loss"}[verdict]
+    warning = "" if verdict is Verdict.BETTER else " The detector may have been gamed."
+    return f"A judge that no reward used {said}: {moved}.{warning}"

@@ -40,5 +40,9 @@ class PromptProtocol(Protocol):
     @property
     def images_per_prompt(self) -> int: ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the judges and with the rows; the `extractor_fingerprint` of its results."""
+
     def evaluator(self) -> PromptEvaluator:
         """An empty one."""

@@ -10,8 +10,8 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,20 @@ class Metric:
     lower_is_better: bool = False
     digits: int = 3
 
+    def under(self, protocols: Iterable[str]) -> Metric:
+        """As it may be called: GenEval goes by its protocols' names, since another detector gives other numbers.
+
+        Only a protocol named `geneval` gives GenEval.
+        """
+        names = dict.fromkeys("GenEval" if protocol == "geneval" else protocol for protocol in protocols)
+        return replace(self, title=" / ".join(names)) if self.name == "geneval" and names else self
+
+    def rank(self, value: float) -> float:
+        """Smaller is better, whatever the metric; undefined values come last."""
+        if math.isnan(value):
+            return math.inf
+        return value if self.lower_is_better else -value
+
 
 METRICS = (
     Metric("fid", "FID", lower_is_better=True, digits=2),
@@ -39,6 +53,21 @@ METRICS = (
     Metric("precision", "precision"),
     Metric("recall", "recall"),
 )
+
+
+def leading_metric(metrics: Mapping[str, float]) -> tuple[Metric, float]:
+    """What settings and candidates are chosen by, the first known metric or else the first of any name, and its value.
+
+    Raises:
+        ValueError: there are no metrics.
+    """
+    for metric in METRICS:
+        if (key := find_key(metrics, metric.name)) is not None:
+            return metric, metrics[key]
+    if not metrics:
+        raise ValueError("an evaluation without metrics cannot tell which setting is best")
+    key = next(iter(metrics))
+    return Metric(key, key), metrics[key]
 
 
 @dataclass(frozen=True)
@@ -107,6 +136,8 @@ class ResultRow:
         for name in ("metrics", "stderr"):
             if name in record:
                 record[name] = {key: value if math.isfinite(value) else None for key, value in record[name].items()}
+        if "intervals" in record:
+            record["intervals"] = {k: ends for k, ends in record["intervals"].items() if all(map(math.isfinite, ends))}
         return record
 
 
@@ -200,7 +231,7 @@ def append_result(path: Path, row: ResultRow) -> None:
         os.fsync(handle.fileno())
 
 
-def find_key(metrics: Mapping[str, float], name: str) -> str | None:
+def find_key(metrics: Mapping[str, Any], name: str) -> str | None:
     """The key that is `name`, or starts with `name` and an underscore.
 
     Raises:

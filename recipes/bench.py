@@ -2,7 +2,7 @@
 
 align bench mnist: output_dir/GENERATOR/results.jsonl holds every row, summary.json the medians, and with results= and
 readme= they are written where the repository shows them. An experiment that erases a class is judged on the classes
-that it keeps, beside the accuracy on the erased one.
+that it keeps, beside the accuracy on the erased one. Generators of prompts are judged by GenEval, overall and by tag.
 For example: align bench mnist seeds=[1] experiments=[cca,gft] generators=[mnist-llamagen]
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -24,23 +24,29 @@ from align.files import write_text
 from align.generators import Generator
 from align.types import SamplingConfig
 from evaluation.arms import Arm, Spread, summarize
-from evaluation.results import CLASS_ACCURACY, read_results
+from evaluation.results import CLASS_ACCURACY, METRICS, read_results
+from recipes.bench_tables import COLUMNS, DETAILS, make_table
 from recipes.choices import options
 from recipes.config import compose, with_sections
-from recipes.evaluate import Judge, base_settings
 from recipes.exports import find_export
-from recipes.parts import make_generator, make_protocol, num_classes
+from recipes.judge import Judge, base_settings
+from recipes.parts import make_generator, num_classes
 from recipes.reward_settings import make_rewards
 from recipes.run import Run, refuse_many_processes, say
 from recipes.supplies import check_recipe
+from recipes.tasks import make_task
 from recipes.train import align_generator
 
-DOMAINS = ("mnist",)
+DIGITS = ["sft", "cca", "gft", "gft_sampled", "ddo", "gft+ddo", "gft+sft", "dpo", "best_of_n", "grpo", "va_pi", "erase"]
+# what is run where nothing is named; an empty list: all experiments of the domain
+DOMAINS: dict[str, dict[str, list[str]]] = {
+    "mnist": {"experiments": DIGITS, "generators": ["mnist-llamagen", "mnist-var"]},
+    "shapes": {"experiments": [], "generators": ["shapes-t2i"]},
+}
 MARKS = ("<!-- bench: written by `align bench` -->", "<!-- /bench -->")
 # an arm's trainings, one after the other: {"gft": ..., "gft+ddo": ...}
 Stages = dict[str, DictConfig]
-SHOWN = {"fid": 2, "accuracy": 3, "recall": 3, "reward": 2}  # metrics, and the digits that they are shown with
-RECORDED = (*SHOWN, "precision")
+RECORDED = (*COLUMNS, "precision")
 TIMES_FILE = "training_seconds.json"
 
 
@@ -50,6 +56,9 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"which domain? known: {', '.join(DOMAINS)}. For example: align bench mnist")
     domain, overrides = arguments[0], arguments[1:]
     config = compose("bench", overrides)
+    usual = DOMAINS[domain]
+    config.experiments = config.experiments or usual["experiments"] or _experiments(domain)
+    config.generators = config.generators or usual["generators"]
     plan = {
         generator: {name: _experiment(domain, name, generator, list(config.overrides)) for name in config.experiments}
         for generator in config.generators
@@ -59,7 +68,7 @@ def main(arguments: list[str]) -> None:
         generator: _Bench(run.folder / generator, list(config.seeds), resume=config.resume == "auto")
         for generator in plan
     }
-    found = _run_all(benches, plan, config.processes)
+    found = _run_all(benches, plan, _rewards(domain, plan), config.processes)
     run.update(status="finished")
     facts = {name: run.record[name] for name in ("command", "device", "wall_seconds", "versions", "git")}
     summary = {**facts, "processes": config.processes, **found}
@@ -77,13 +86,24 @@ def _experiment(domain: str, name: str, generator: str, overrides: list[str]) ->
     """The composed configurations, refused here rather than an hour later. `gft+ddo` is DDO from where GFT ended."""
     stages: Stages = {}
     for stage in name.split("+"):
-        known = [choice for choice in options("experiment") if choice.startswith(f"{domain}/")]
-        if f"{domain}/{stage}" not in known:
-            raise ValueError(f"unknown experiment {domain}/{stage}; known: {', '.join(known)}")
+        if stage not in (known := _experiments(domain)):
+            raise ValueError(f"unknown experiment {domain}/{stage}; known: {', '.join(f'{domain}/{k}' for k in known)}")
         config = compose("train", [f"experiment={domain}/{stage}", f"generator={generator}", *overrides])
         check_recipe(config)
         stages["+".join([*list(stages)[-1:], stage])] = config
     return stages
+
+
+def _experiments(domain: str) -> list[str]:
+    return [name.removeprefix(f"{domain}/") for name in options("experiment") if name.startswith(f"{domain}/")]
+
+
+def _rewards(domain: str, plan: Mapping[str, Mapping[str, Stages]]) -> DictConfig:
+    """What all arms are scored by beside the protocol: the digits' reward classifier, or else the first rewards trained on."""
+    if domain == "mnist":
+        return compose("train", ["reward=classifier"]).reward
+    sections = [config.reward for arms in plan.values() for stages in arms.values() for config in stages.values()]
+    return next((section for section in sections if section.rewards), sections[0])
 
 
 def _erased(stages: Stages) -> int | None:
@@ -92,14 +112,16 @@ def _erased(stages: Stages) -> int | None:
     return last.data.negative_label if last.objective._target_.endswith(".erasure") else None
 
 
-def _run_all(benches: dict[str, _Bench], plan: dict[str, dict[str, Stages]], processes: int) -> dict[str, Any]:
+def _run_all(
+    benches: dict[str, _Bench], plan: dict[str, dict[str, Stages]], rewards: DictConfig, processes: int
+) -> dict[str, Any]:
     """Each generator's result; several at once in processes of their own, which share the cores."""
     processes = min(processes, len(benches))
     if processes <= 1:
-        return {generator: bench.run(plan[generator]) for generator, bench in benches.items()}
+        return {generator: bench.run(plan[generator], rewards) for generator, bench in benches.items()}
     threads = max(1, torch.get_num_threads() // processes)
     with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
-        running = {generator: pool.submit(bench.run, plan[generator]) for generator, bench in benches.items()}
+        running = {generator: pool.submit(bench.run, plan[generator], rewards) for generator, bench in benches.items()}
         return {generator: future.result() for generator, future in running.items()}
 
 
@@ -111,18 +133,13 @@ class _Bench:
         times = folder / TIMES_FILE
         self.seconds: dict[str, dict[str, float]] = json.loads(times.read_text()) if times.exists() else {}
 
-    def run(self, experiments: Mapping[str, Stages]) -> dict[str, Any]:
+    def run(self, experiments: Mapping[str, Stages], rewards: DictConfig) -> dict[str, Any]:
         first = next(iter(next(iter(experiments.values())).values()))
         evaluation = first.evaluation
         base = make_generator(first.generator)
-        judge = Judge(
-            make_protocol(evaluation.protocol),
-            evaluation.num_images,
-            evaluation.batch_size,
-            self.folder,
-            make_rewards(compose("train", ["reward=classifier"]).reward),
-            reuse=True,
-        )
+        task = make_task(evaluation)
+        task.check(base)
+        judge = Judge(task, evaluation.batch_size, self.folder, make_rewards(rewards), reuse=True)
         gains = {name: stages for name, stages in experiments.items() if _erased(stages) is None}
         settings = base_settings(judge, base, evaluation) if gains else []
         for order, seed in enumerate(self.seeds):
@@ -142,13 +159,10 @@ class _Bench:
     ) -> dict[str, Any]:
         """Base and erased generator on all classes, for what each is recognised as, and on the kept ones, for quality."""
         total = num_classes(base)
+        others = [label for label in range(total) if label != erased]
+        fewer = make_task(evaluation, num_images=evaluation.num_images * (total - 1) // total, classes=others)
         whole = replace(judge, folder=self.folder / name / "all")
-        kept = replace(
-            judge,
-            classes=[label for label in range(total) if label != erased],
-            num_images=evaluation.num_images * (total - 1) // total,
-            folder=self.folder / name / "kept",
-        )
+        kept = replace(judge, task=fewer, folder=self.folder / name / "kept")
         for order, seed in enumerate(self.seeds):
             sampling = SamplingConfig(seed=evaluation.seed + order)
             trained = self._train(stages, seed)
@@ -194,11 +208,20 @@ class _Bench:
             "n": arm.rows[0].n,
             "training_seconds": None if seconds is None else Spread({int(k): v for k, v in seconds.items()}).median,
             **{name: _figure(spread) for name, spread in spreads.items() if spread is not None},
+            **({DETAILS: details} if (details := _details(arm)) else {}),
         }
 
 
 def _arms(folder: Path) -> list[Arm]:
     return summarize(row for row in read_results(folder / "results.jsonl") if row.split == "report")
+
+
+def _details(arm: Arm) -> dict[str, Any]:
+    """Figures of the metrics that are a protocol's own, such as GenEval's tags."""
+    names = dict.fromkeys(key.partition(f"_{row.protocol}")[0] for row in arm.rows for key in row.metrics)
+    known = {*RECORDED, *(metric.name for metric in METRICS)}
+    spreads = {name: arm.metric(name) for name in names if name not in known and not name.startswith(CLASS_ACCURACY)}
+    return {name: _figure(spread) for name, spread in spreads.items() if spread is not None}
 
 
 def _figure(spread: Spread) -> dict[str, Any]:
@@ -208,72 +231,6 @@ def _figure(spread: Spread) -> dict[str, Any]:
         "high": spread.max,
         "by_seed": {str(seed): value for seed, value in spread.values.items()},
     }
-
-
-def make_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: one table per generator, FID also as the median ratio to the plain base on the same seeds."""
-    parts = []
-    for generator, result in summary.items():
-        if result["arms"]:
-            parts.append(_gains_table(generator, result["arms"]))
-        if "erasure" in result:
-            parts.append(_erasure_table(generator, result["erasure"]))
-    return "\n\n".join(parts)
-
-
-def _gains_table(generator: str, arms: Sequence[Mapping[str, Any]]) -> str:
-    plain = next(arm for arm in arms if arm["label"] == "base" and arm["plain"])
-    lines = [
-        f"`{generator}`, medians [range] of {len(plain['fid']['by_seed'])} paired seeds, {plain['n']} images each:",
-        "",
-        "| arm | FID | ratio to base | accuracy | recall | reward | forwards per image | training, s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for arm in arms:
-        base = plain["fid"]["by_seed"]
-        ratios = Spread({int(seed): fid / base[seed] for seed, fid in arm["fid"]["by_seed"].items()})
-        seconds = "" if arm["training_seconds"] is None else f"{arm['training_seconds']:.0f}"
-        cells = [
-            _name(arm),
-            _spread(arm["fid"], 2),
-            f"{ratios.median:.2f}",
-            *(_spread(arm[name], digits) for name, digits in SHOWN.items() if name != "fid"),
-            f"{arm['forwards_per_image']:g}",
-            seconds,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _erasure_table(generator: str, result: Mapping[str, Any]) -> str:
-    lines = [
-        f"`{generator}`, class {result['class']} erased:",
-        "",
-        f"| arm | accuracy on class {result['class']} | accuracy on the others | FID of the others | their recall |",
-        "|---|---|---|---|---|",
-    ]
-    for label, arm in result["arms"].items():
-        cells = [
-            label,
-            _spread(arm["accuracy_erased"], 3),
-            *(_spread(arm["kept"][name], SHOWN[name]) for name in ("accuracy", "fid", "recall")),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _name(arm: Mapping[str, Any]) -> str:
-    name = str(arm["label"])
-    if arm["guidance"] != "off":
-        name += f", guidance {arm['guidance']}"
-    if arm["temperature"] != 1.0:
-        name += f", T={arm['temperature']:g}"
-    return name
-
-
-def _spread(figure: Mapping[str, float], digits: int) -> str:
-    low, high = (f"{figure[end]:.{digits}f}" for end in ("low", "high"))
-    return f"{figure['median']:.{digits}f}" + (f" [{low}, {high}]" if low != high else "")
 
 
 def _put_into(path: Path, table: str) -> None:

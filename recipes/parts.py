@@ -16,8 +16,6 @@ from align.generators import Generator
 from align.training.adapters import merge_saved_adapters
 from align.training.inputs import Objective
 from align.types import SamplingConfig
-from evaluation.classifier import load_classifier
-from evaluation.protocol import Protocol, Reference, self_check
 from recipes.exports import resolve_checkpoint
 from recipes.run import pick_device
 
@@ -69,23 +67,6 @@ def make_objective(config: DictConfig) -> Objective:
         raise ValueError(
             f"cannot build the objective {config.get('_target_')}: {str(error).splitlines()[0]}"
         ) from error
-
-
-def make_protocol(reference: str) -> Protocol:
-    """The evaluation protocol that comes with a zoo entry, as `zoo:NAME`; its real-against-real check is run first.
-
-    An entry may name another one's protocol instead of its own, so that their figures compare.
-    """
-    if not reference.startswith("zoo:"):
-        raise ValueError(f"unknown protocol {reference!r}; use zoo:NAME, the protocol of a zoo entry")
-    folder = zoo_entry(reference.removeprefix("zoo:"))
-    entry = json.loads((folder / "config.json").read_text())["protocol"]
-    if isinstance(entry, str):
-        return make_protocol(entry)
-    extractor = load_classifier(folder / entry["extractor"]).to(pick_device()).eval()
-    protocol = Protocol(entry["name"], extractor, Reference.load(folder / entry["reference"]))
-    self_check(protocol)
-    return protocol
 
 
 def zoo_file(reference: str, key: str) -> Path:

@@ -19,11 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from align.generators import Generator
 from align.types import SamplingConfig
+from evaluation.results import leading_metric
 from recipes.config import with_sections
-from recipes.evaluate import Judge, fid
 from recipes.exports import copy_export, export
-from recipes.parts import make_generator, make_protocol
+from recipes.judge import Judge
+from recipes.parts import make_generator
 from recipes.run import say
+from recipes.tasks import make_task
 
 ROUNDS_FILE = "rounds.jsonl"
 METRICS_FILE = "metrics.jsonl"
@@ -68,16 +70,15 @@ def parse_search(config: DictConfig) -> dict[str, list[Any]]:
 
 def play(config: DictConfig, folder: Path, train_one: TrainOne, *, resume: bool) -> Generator:
     """All rounds; the best generator, exported to the folder."""
-    judge = Judge(
-        make_protocol(config.evaluation.protocol), config.rounds.num_images, config.evaluation.batch_size, folder
-    )
+    task = make_task(config.evaluation, num_images=config.rounds.num_images)
+    judge = Judge(task, config.evaluation.batch_size, folder)
     records = _read(folder / ROUNDS_FILE) if resume else []
     best = config.generator.checkpoint
     start = next((record for record in records if record["round"] == 0), None)
     if start is None:
         start = _judge(judge, make_generator(config.generator), config, {"round": 0})
         _append(folder / ROUNDS_FILE, start)
-    score = start["fid"]
+    metric, score = leading_metric(start["metrics"])
     chosen: Path | None = None
     for number in range(1, config.rounds.number + 1):
         round_best: tuple[float, Path] | None = None
@@ -89,11 +90,15 @@ def play(config: DictConfig, folder: Path, train_one: TrainOne, *, resume: bool)
                 facts = {"round": number, "candidate": index, "setting": setting}
                 record = _judge(judge, trained, config, facts)
                 _append(folder / ROUNDS_FILE, record)
-            say(f"round {number}: {setting or 'as set'}: FID {record['fid']:.2f} (best so far {score:.2f})")
-            if round_best is None or record["fid"] < round_best[0]:
-                round_best = (record["fid"], where)
+            found = leading_metric(record["metrics"])[1]
+            digits = metric.digits
+            say(
+                f"round {number}: {setting or 'as set'}: {metric.title} {found:.{digits}f} (best so far {score:.{digits}f})"
+            )
+            if round_best is None or metric.rank(found) < metric.rank(round_best[0]):
+                round_best = (found, where)
         assert round_best is not None
-        if round_best[0] < score:
+        if metric.rank(round_best[0]) < metric.rank(score):
             score, chosen = round_best
             best = str(chosen)
     if chosen is not None:
@@ -134,7 +139,8 @@ def _candidate(
 def _judge(judge: Judge, generator: Generator, config: DictConfig, facts: dict[str, Any]) -> dict[str, Any]:
     label = "base" if facts["round"] == 0 else f"round{facts['round']}-{facts['candidate']}"
     row = judge.score(generator, label, SamplingConfig(seed=config.evaluation.select_seed), split="select")
-    return {**facts, "fid": fid(row), "n": row.n, "metrics": row.metrics}
+    metric, value = leading_metric(row.metrics)
+    return {**facts, metric.name: value, "n": row.n, "metrics": row.metrics}
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

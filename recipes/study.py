@@ -21,12 +21,13 @@ from evaluation.report import write_report
 from evaluation.results import read_results
 from recipes.choices import CONF, options
 from recipes.config import compose, with_sections
-from recipes.evaluate import Judge, base_settings
 from recipes.exports import find_export
 from recipes.facts import generator_facts
-from recipes.parts import make_generator, make_protocol
+from recipes.judge import Judge, base_settings
+from recipes.parts import make_generator
 from recipes.run import Run, refuse_many_processes, say
 from recipes.supplies import check_recipe
+from recipes.tasks import make_task
 from recipes.train import align_generator, trained_at
 
 
@@ -34,17 +35,18 @@ def main(overrides: list[str]) -> None:
     refuse_many_processes("`align study`")
     config = compose("study", overrides)
     resume = config.resume == "auto"
-    protocol = make_protocol(config.evaluation.protocol)
     evaluation = config.evaluation
+    task = make_task(evaluation)
     objective = config.objective._target_.rsplit(".", 1)[-1]
     arms = {objective: config.objective} | _control(config.control)
     for section in arms.values():
         check_recipe(_arm(config, section))  # a mistake is answered before minutes of sampling
-    run = Run(config, kind="study", overrides=overrides)
-    run.update(runs=[f"{arm}-seed{seed}" for seed in config.seeds for arm in arms])
-    (run.folder / "results.jsonl").unlink(missing_ok=True)
-    judge = Judge(protocol, evaluation.num_images, evaluation.batch_size, run.folder)
     base = make_generator(config.generator)
+    task.check(base)
+    run = Run(config, kind="study", overrides=overrides)
+    run.update(runs=[f"{arm}-seed{seed}" for seed in config.seeds for arm in arms], evaluation=task.facts())
+    (run.folder / "results.jsonl").unlink(missing_ok=True)
+    judge = Judge(task, evaluation.batch_size, run.folder)
     hashes = {"base": sha256_of_tensors(base.state_dict())}
 
     guided = trained_at(config)

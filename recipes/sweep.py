@@ -10,9 +10,10 @@ from align.types import SamplingConfig
 from evaluation.arms import summarize, text_table
 from evaluation.report import write_report
 from recipes.config import compose
-from recipes.evaluate import Judge
-from recipes.parts import make_generator, make_protocol
+from recipes.judge import Judge
+from recipes.parts import make_generator
 from recipes.run import Run, say
+from recipes.tasks import make_task
 
 
 def main(overrides: list[str]) -> None:
@@ -22,10 +23,12 @@ def main(overrides: list[str]) -> None:
         for scale in config.guidance_scales
         for temperature in config.temperatures
     ]
-    run = Run(config, kind="sweep", overrides=overrides, name=config.label)
+    task = make_task(config.evaluation)
     generator = make_generator(config.generator)
-    evaluation = config.evaluation
-    judge = Judge(make_protocol(evaluation.protocol), evaluation.num_images, evaluation.batch_size, run.folder)
+    task.check(generator)
+    run = Run(config, kind="sweep", overrides=overrides, name=config.label)
+    run.update(evaluation=task.facts())
+    judge = Judge(task, config.evaluation.batch_size, run.folder)
     rows = [judge.score(generator, config.label, setting, split="select") for setting in settings]
     run.update(status="finished", hashes={"generator": rows[0].checkpoint})
     print(text_table(summarize(rows)))

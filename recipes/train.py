@@ -29,21 +29,16 @@ from evaluation.report import write_report
 from evaluation.results import read_results
 from recipes.conditions import shown_conditions
 from recipes.config import compose
-from recipes.evaluate import Judge, base_settings
 from recipes.exports import export, find_export
 from recipes.facts import generator_facts
-from recipes.parts import (
-    make_generator,
-    make_objective,
-    make_protocol,
-    tokenizer_hash,
-    use_bf16,
-)
+from recipes.judge import Judge, base_settings
+from recipes.parts import make_generator, make_objective, tokenizer_hash, use_bf16
 from recipes.reward_settings import make_rewards, reward_facts
 from recipes.rounds import play
 from recipes.rounds import wanted as rounds_wanted
 from recipes.run import Run, is_first_process, refuse_many_processes, say
 from recipes.supplies import Supplies, check_recipe, make_supplies
+from recipes.tasks import make_task
 
 ADAPTER_FOLDER = "adapter"
 # settings of the trainer section that are ours; all others go to transformers.TrainingArguments
@@ -207,7 +202,9 @@ def main(overrides: list[str]) -> None:
         raise ValueError(f"resume is {config.resume!r}; known: auto (the newest whole checkpoint), or null")
     resume = config.resume == "auto"
     check_recipe(config)
-    protocol = make_protocol(config.evaluation.protocol) if config.evaluation.protocol else None
+    task = make_task(config.evaluation) if config.evaluation.protocol else None
+    if task is not None:
+        task.check(make_generator(config.generator))  # rather now than after hours of training
     run = Run(config, kind="train", overrides=overrides)
     with run.watching():
         aligned, found = align_generator(config, run.folder, resume=resume, description=config.name)
@@ -218,11 +215,11 @@ def main(overrides: list[str]) -> None:
     facts = generator_facts(base, config.generator)
     rewards = reward_facts(make_rewards(config.reward))
     run.update(status="trained", preflight=found, hashes=hashes, generator_facts=facts, rewards=rewards)
-    if protocol is not None:
+    if task is not None:
+        run.update(evaluation=task.facts())
         (run.folder / "results.jsonl").unlink(missing_ok=True)
-        evaluation = config.evaluation
-        judge = Judge(protocol, evaluation.num_images, evaluation.batch_size, run.folder)
-        compare(judge, base, aligned, evaluation, trained_at(config))
+        judge = Judge(task, config.evaluation.batch_size, run.folder)
+        compare(judge, base, aligned, config.evaluation, trained_at(config))
         print(text_table(summarize(row for row in read_results(run.folder / "results.jsonl") if row.split == "report")))
     run.update(status="finished")
     say(f"aligned weights: {find_export(run.folder)}\nreport: {write_report(run.folder)}")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from recipes.bench import MARKS, _spread, make_table
+from recipes.bench import MARKS
+from recipes.bench_tables import make_table, spread
 from recipes.cli import main
 
 QUICK = ["trainer.max_steps=1", "trainer.per_device_train_batch_size=2", "trainer.sample_every=0", "preflight=false"]
@@ -99,7 +100,7 @@ def test_stages_seeds_and_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench"], "which domain? known: mnist"),
+        (["bench"], "which domain? known: mnist, shapes"),
         (["bench", "faces"], "which domain? known: mnist"),
         (["bench", "mnist", "experiments=[ccca]"], "unknown experiment mnist/ccca; known: mnist/best_of_n"),
     ],
@@ -126,6 +127,6 @@ def test_what_the_readme_tells_of_the_distribution_reward_is_what_was_recorded()
     for label, name in (("grpo", "the class alone"), ("grpo_fid", "class and distribution")):
         arm = next(arm for arm in arms if arm["label"] == label)
         (line,) = [line for line in readme.splitlines() if line.strip().startswith(f"| `mnist/{label}`: {name} |")]
-        figures = [_spread(arm["fid"], 2), f"{arm['accuracy']['median']:.3f}", _spread(arm["recall"], 3)]
+        figures = [spread(arm["fid"], 2), f"{arm['accuracy']['median']:.3f}", spread(arm["recall"], 3)]
         cells = [*figures, f"{arm['training_seconds']:.0f}"]
         assert [cell.strip(" *") for cell in line.strip(" |").split("|")][1:] == cells

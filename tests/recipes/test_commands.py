@@ -22,7 +22,8 @@ from align import load_generator
 from align.tensor_files import read_tensors
 from evaluation.results import read_results
 from recipes.choices import options
-from recipes.parts import make_protocol, zoo_file
+from recipes.parts import zoo_file
+from recipes.protocols import make_protocol
 
 EXPERIMENTS = [name for name in options("experiment") if name.startswith("mnist/")]
 QUICK = ("mnist/cca",)  # an evaluation takes seconds; the others' parts are tested by themselves

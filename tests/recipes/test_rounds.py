@@ -35,7 +35,7 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
             return Row(scores[sha256_of_tensors(generator.state_dict())])
 
     monkeypatch.setattr(recipes.rounds, "Judge", Judge)
-    monkeypatch.setattr(recipes.rounds, "make_protocol", lambda _: None)
+    monkeypatch.setattr(recipes.rounds, "make_task", lambda *_, **__: None)
     return scores
 
 

@@ -1,0 +1,231 @@
+"""What a generator is asked to draw when it is judged, and who judges: images of classes, or of prompts.
+
+Rows are one for each image, in the order of the sample indices: index i gives the same image whatever the batch size.
+Shapes: B batch, H height, W width.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from align.generators import Generator
+from align.sampling import balanced_labels
+from evaluation.geneval.protocol import GenEvalProtocol
+from evaluation.prompted import PromptProtocol
+from evaluation.protocol import EvaluationResult, Evaluator, Protocol
+from evaluation.results import CLASS_ACCURACY
+from recipes.parts import num_classes, tokenizer_hash
+from recipes.protocols import make_protocol
+
+Row = dict[str, Any]
+SHOWN_CLASSES, SHOWN_PROMPTS = 60, 24  # images of a sample grid
+
+
+class Marker(typing.Protocol):
+    """Collects verdicts on images by their sample indices."""
+
+    def update(self, images_BHW3: Tensor, index_B: Tensor) -> None: ...
+
+    def compute(self) -> EvaluationResult: ...
+
+    def write(self, path: Path) -> bool:
+        """Verdicts on single images as JSON lines; False where there are none to write."""
+
+
+@dataclass(frozen=True)
+class ClassTask:
+    """`num_images` images of all classes, or of the given ones, evenly, against a reference."""
+
+    protocol: Protocol
+    num_images: int
+    classes: Sequence[int] | None = None
+    grid_columns = 10
+
+    @property
+    def n(self) -> int:
+        return self.num_images
+
+    @property
+    def fingerprint(self) -> str:
+        return self.protocol.reference.extractor_fingerprint
+
+    def check(self, generator: Generator) -> None:
+        """Raises ValueError for a generator whose images this protocol cannot judge."""
+        if generator.num_classes is None:
+            raise ValueError(
+                f"protocol {self.protocol.name} judges images of classes, and a {generator.family} generator draws images of "
+                "prompts; choose evaluation=geneval or another protocol of prompts, or evaluation=none"
+            )
+        _check_pixels(generator)
+
+    def rows(self, generator: Generator) -> list[Row]:
+        classes = self.classes or range(num_classes(generator))
+        return [{"label": classes[index]} for index in balanced_labels(self.num_images, len(classes))]
+
+    def shown(self) -> list[int]:
+        """Sample indices of the images in a grid."""
+        return list(range(min(SHOWN_CLASSES, self.num_images)))
+
+    def captions(self, indices: Sequence[int]) -> list[str] | None:
+        """What stands under images in a grid; None: nothing."""
+        return None
+
+    def marker(self, rows: Sequence[Mapping[str, Any]]) -> Marker:
+        return _ClassMarker(Evaluator(self.protocol), torch.tensor([row["label"] for row in rows]))
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's record says of it."""
+        return {"protocol": self.protocol.name, "fingerprint": self.fingerprint}
+
+
+@dataclass(frozen=True)
+class PromptTask:
+    """`images_per_prompt` images of every row of a protocol of prompts, row after row."""
+
+    protocol: PromptProtocol
+    grid_columns = 6  # wide enough for a prompt under each image
+
+    @property
+    def n(self) -> int:
+        return len(self.protocol.rows) * self.protocol.images_per_prompt
+
+    @property
+    def fingerprint(self) -> str:
+        return self.protocol.fingerprint
+
+    def check(self, generator: Generator) -> None:
+        """Raises ValueError for a generator that cannot draw what is asked for: of classes, or one that does not know a word."""
+        if generator.num_classes is not None:
+            raise ValueError(
+                f"protocol {self.protocol.name} judges images of prompts, and a {generator.family} generator draws images of "
+                "classes; choose evaluation=mnist-cnn or another protocol of classes, or evaluation=none"
+            )
+        _check_pixels(generator)
+        for number, row in enumerate(self.protocol.rows):
+            try:
+                generator.encode_condition([row["prompt"]])
+            except ValueError as error:
+                raise ValueError(
+                    f"protocol {self.protocol.name}, row {number} ({row['prompt']!r}) is no prompt for this generator: {error}"
+                ) from error
+
+    def rows(self, generator: Generator) -> list[Row]:
+        return [dict(row) for row in self.protocol.rows for _ in range(self.protocol.images_per_prompt)]
+
+    def shown(self) -> list[int]:
+        """Sample indices of the images in a grid: one each of rows that are spread over all."""
+        number = min(SHOWN_PROMPTS, len(self.protocol.rows))
+        rows = [order * len(self.protocol.rows) // number for order in range(number)]
+        return [row * self.protocol.images_per_prompt for row in rows]
+
+    def captions(self, indices: Sequence[int]) -> list[str] | None:
+        """What stands under images in a grid: their prompts."""
+        return [self.protocol.rows[index // self.protocol.images_per_prompt]["prompt"] for index in indices]
+
+    def marker(self, rows: Sequence[Mapping[str, Any]]) -> Marker:
+        return _PromptMarker(self.protocol)
+
+    def facts(self) -> dict[str, Any]:
+        """What a run's record says of it: the prompts as they are sent, and the judges with their weights."""
+        facts: dict[str, Any] = {
+            "protocol": self.protocol.name,
+            "fingerprint": self.fingerprint,
+            "images_per_prompt": self.protocol.images_per_prompt,
+            "prompts": [row["prompt"] for row in self.protocol.rows],
+        }
+        if isinstance(self.protocol, GenEvalProtocol):
+            facts["judges"] = [
+                {"detector": _identity(judge.detector), "colors": _identity(judge.scorer.colors)}
+                for judge in self.protocol.judges
+            ]
+        return facts
+
+
+Task = ClassTask | PromptTask
+
+
+class _ClassMarker:
+    def __init__(self, evaluator: Evaluator, labels_N: Tensor) -> None:
+        self.evaluator, self.labels_N = evaluator, labels_N
+
+    def update(self, images_BHW3: Tensor, index_B: Tensor) -> None:
+        self.evaluator.update(images_BHW3, self.labels_N[index_B])
+
+    def compute(self) -> EvaluationResult:
+        result = self.evaluator.compute()
+        classes = {f"{CLASS_ACCURACY}{label}": value for label, value in self.evaluator.accuracy_by_class().items()}
+        return replace(result, metrics=result.metrics | classes)
+
+    def write(self, path: Path) -> bool:
+        return False
+
+
+class _PromptMarker:
+    def __init__(self, protocol: PromptProtocol) -> None:
+        self.evaluator, self.images_per_prompt = protocol.evaluator(), protocol.images_per_prompt
+
+    def update(self, images_BHW3: Tensor, index_B: Tensor) -> None:
+        self.evaluator.update(images_BHW3, (index_B // self.images_per_prompt).tolist())
+
+    def compute(self) -> EvaluationResult:
+        return self.evaluator.compute()
+
+    def write(self, path: Path) -> bool:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.evaluator.write(path)
+        return True
+
+
+def make_task(evaluation: DictConfig, *, num_images: int | None = None, classes: Sequence[int] | None = None) -> Task:
+    """The task of an `evaluation:` section.
+
+    Args:
+        num_images: instead of the section's own; of a protocol of prompts neither is a setting.
+        classes: that images are drawn for; None: all.
+
+    Raises:
+        ValueError: no protocol, an unknown one, or settings of the other kind.
+    """
+    if not evaluation.protocol:
+        raise ValueError("evaluation=none measures nothing; choose a protocol, such as evaluation=mnist-cnn")
+    prompts = {name: evaluation.get(name) for name in ("images_per_prompt", "max_prompts")}
+    protocol = make_protocol(evaluation.protocol, **prompts)
+    if isinstance(protocol, Protocol):
+        number = evaluation.get("num_images") if num_images is None else num_images
+        if number is None:
+            raise ValueError(
+                f"protocol {protocol.name} judges images of classes and needs evaluation.num_images; choose evaluation=mnist-cnn"
+            )
+        return ClassTask(protocol, number, classes)
+    if classes is not None:
+        raise ValueError(f"classes are given, and protocol {protocol.name} is one of prompts; set them to null")
+    if evaluation.get("num_images") is not None:
+        raise ValueError(
+            f"evaluation.num_images is no setting of {protocol.name}, a protocol of prompts: it draws evaluation.images_per_prompt "
+            "images of each. Choose evaluation=geneval or another of prompts as the section to start from"
+        )
+    return PromptTask(protocol)
+
+
+def _identity(judge: Any) -> dict[str, Any] | None:
+    """Name and weights of a detector or a colour classifier."""
+    if judge is None:
+        return None
+    name = getattr(judge, "name", type(judge).__name__)
+    return {"name": name, "fingerprint": getattr(judge, "fingerprint", None)}
+
+
+def _check_pixels(generator: Generator) -> None:
+    if tokenizer_hash(generator) is None:
+        raise ValueError(
+            "what is judged is images, and this generator has no tokenizer to make them with; set generator.tokenizer_checkpoint, "
+            "or evaluation=none"
+        )
