@@ -117,7 +117,7 @@ class Drawing:
         self._uniforms_BL = self._uniforms(candidate_B)
 
     def _select_cached(self, rows_B: Tensor) -> None:
-        if self.blocks:  # before, the cache has seen nothing
+        if 0 < self.blocks < len(self._spans):  # before, the cache has seen nothing; after, nobody reads it
             self.generator.select_rows(self._cache, rows_B.to(self.generator.device))
 
     def look_ahead(self) -> Tensor:
