@@ -59,7 +59,9 @@ def test_every_clause_is_asked() -> None:
 
 
 def test_further_objects_do_no_harm_without_an_exclude_clause() -> None:
-    assert score(objects("cat", 0.8, 0.7) + objects("cup", 0.9), [CAT]).correct
+    """A published reward asks for exactly the number, in prompts of every tag."""
+    result = score(objects("cat", 0.8, 0.7) + objects("cup", 0.9), [CAT])
+    assert result.correct and result.credit == 1
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,25 @@ def test_an_exclude_clause_of_another_class_is_a_demand_of_its_own() -> None:
     assert (result.correct, result.credit, result.reason) == (False, (1 + 1 / 2) / 2, "2 dog, at most 1 allowed")
     assert score(objects("cat", 0.8), [CAT], exclude=[{"class": "dog", "count": 1}]).credit == 1
     assert score(objects("cat", 0.8), [CAT], exclude=[{"class": "cat", "count": 1}]).credit == 0
+
+
+def test_the_limit_on_a_number_does_not_take_the_target_away() -> None:
+    """An exclude clause fails the image and nothing else: the most confident cat is there for the dog to be right of."""
+    found = objects("cat", 0.9, 0.8) + objects("dog", 0.8, x=50)
+    result = score(found, [CAT, right_of_cat()], exclude=[{"class": "cat", "count": 2}])
+    assert [(demand.kind, demand.fault) for demand in result.demands] == [
+        ("number", "too many"),
+        ("number", ""),
+        ("position", ""),
+    ]
+    assert (result.correct, result.credit) == (False, pytest.approx((1 / 2 + 1 + 1) / 3))
+
+
+def test_the_strictest_limit_counts() -> None:
+    limits = [{"class": "cat", "count": 4}, {"class": "cat", "count": 2}]
+    for exclude in (limits, limits[::-1]):
+        assert score(objects("cat", *[0.8] * 4), [CAT], exclude=exclude).credit == 1 / 4
+    assert score(objects("cat", *[0.8] * 3), [CAT], exclude=limits[:1]).correct
 
 
 def test_overlapping_boxes_stay_unless_asked_to_go() -> None:
@@ -137,6 +158,22 @@ def test_colour_credit_is_the_share_and_there_is_none_for_too_few() -> None:
     assert few.reason == "1 of 2 cat"
 
 
+def test_clauses_of_one_class_look_at_the_same_objects() -> None:
+    """Each clause begins with the most confident object, so that a red and a blue cat are never both there."""
+    cats, blue_cat = objects("cat", 0.9, 0.8), {**RED_CAT, "color": "blue"}
+    result = score(cats, [RED_CAT, blue_cat], image=painted(0))
+    assert [demand.fault for demand in result.demands] == ["", "", "", "color"]
+    assert score(cats, [RED_CAT, {**CAT, "count": 2}], image=painted(0)).correct
+
+
+def test_a_clause_of_the_wrong_colour_does_not_lend_its_colour_to_another() -> None:
+    red_dog = {"class": "dog", "count": 1, "color": "red"}
+    found = objects("cat", 0.9) + objects("dog", 0.9, x=50)
+    swapped = score(found, [{**RED_CAT, "color": "blue"}, red_dog], image=painted(0))  # the cat is the red one
+    assert [demand.fault for demand in swapped.demands] == ["", "color", "", "color"]
+    assert (swapped.correct, swapped.credit) == (False, 0.5)
+
+
 def right_of_cat(*, color: str | None = None) -> dict[str, Any]:
     return {**DOG, "position": ["right of", 0], "color": color}
 
@@ -169,6 +206,12 @@ def test_each_object_is_compared_with_each_target() -> None:
     assert not score(cats[:1] + dogs, [CAT, {**right_of_cat(), "count": 2}]).correct
 
 
+@pytest.mark.parametrize(("relation", "correct"), [("right of", True), ("below", True), ("above", False)])
+def test_on_a_diagonal_either_relation_will_do(relation: str, correct: bool) -> None:
+    dog = [Detection("dog", 0.8, (40, 40, 50, 50))]
+    assert score(objects("cat", 0.8) + dog, [CAT, {**DOG, "position": [relation, 0]}]).correct == correct
+
+
 def test_the_target_is_the_clause_that_is_named() -> None:
     cup = {"class": "cup", "count": 1, "position": ["right of", 0]}
     found = objects("cat", 0.8) + objects("dog", 0.8, x=80) + objects("cup", 0.8, x=40)
@@ -198,12 +241,21 @@ def test_no_place_for_what_has_the_wrong_colour() -> None:
         ((0, 30, 10, 40), (0, 0, 10, 10), {"below"}),
         ((0, 0, 10, 10), (30, 30, 40, 40), {"left of", "above"}),  # (30 - 2) / 42.4 = .66 in both
         ((0, 0, 10, 10), (2, 0, 12, 10), set()),  # centres 2 apart, a tenth of both sizes is 2
+        ((0, 0, 10, 10), (4, 0, 14, 10), set()),  # (4 - 2) / 4 = .5, which is not more than half
         ((0, 0, 10, 10), (3.9, 0, 13.9, 10), set()),  # (3.9 - 2) / 3.9 = .487
         ((0, 0, 10, 10), (4.1, 0, 14.1, 10), {"left of"}),  # (4.1 - 2) / 4.1 = .512
         # by the shortened distance, 28 / 32.2, y would be a relation too; by the whole one it is 16 / 35 = .457
         ((0, 0, 10, 10), (30, 18, 40, 28), {"left of"}),
         ((0, 0, 10, 10), (0, 0, 10, 10), set()),
         ((0, 0, 100, 10), (30, 0, 40, 10), set()),  # centres 15 apart: sizes of both count
+        (
+            (0, 0, 10, 100),
+            (0, 50, 10, 60),
+            set(),
+        ),  # and each in its own direction: 5 apart, a tenth of both heights is 11
+        ((0, 0, 100, 10), (0, 20, 100, 30), {"above"}),  # widths do not shorten heights: (20 - 2) / 20
+        ((0, 0, 0, 0), (0.0009, 0, 0.0009, 0), set()),  # less than a thousandth of a pixel is no distance
+        ((0, 0, 0, 0), (0.0011, 0, 0.0011, 0), {"left of"}),
     ],
 )
 def test_relations(a: tuple[float, ...], b: tuple[float, ...], expected: set[str]) -> None:
