@@ -60,6 +60,7 @@ PROBES: dict[str, Probe] = {
 NOT_PROBED = {
     "geneval": "it needs a detector",
     "image-reward-package": "it runs in an environment of its own",
+    "vqa": "it asks a server",
     "vlm-judge": "it asks a server",
     "vlm-pairwise": "it asks a server",
 }

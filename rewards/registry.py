@@ -27,6 +27,7 @@ BUILT_IN = (
     EntryPoint("jpeg-incompressibility", "rewards.builtin.jpeg:jpeg_incompressibility", GROUP),
     EntryPoint("ocr-text-match", "rewards.builtin.ocr:OcrTextMatch", GROUP),
     EntryPoint("pixel-reconstruction", "rewards.builtin.reconstruction:PixelReconstruction", GROUP),
+    EntryPoint("vqa", "rewards.builtin.vqa:VqaJudge", GROUP),
     EntryPoint("vlm-judge", "rewards.builtin.vlm_judge:VlmJudge", GROUP),
     EntryPoint("vlm-pairwise", "rewards.builtin.pairwise_judge:PairwiseJudge", GROUP),
     EntryPoint("pickscore", "rewards.builtin.pickscore:PickScore", GROUP),

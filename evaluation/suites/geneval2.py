@@ -17,7 +17,7 @@ def read_geneval2(path: Path) -> list[dict[str, Any]]:
 
     Kinds of questions are the skills. A count is right as a word or in digits, everything else is right by a yes.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, record in objects(path):
         try:
             rows.append(_row(record, len(rows)))

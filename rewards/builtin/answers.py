@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection
 from typing import Any
 
 from rewards.builtin.endpoint import SHOWN, EndpointError
+
+YES_OR_NO = ("yes", "no")
+# words that answer "how many?", as digits do
+NUMBERS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("no", "none", "several", "many"),
+)
 
 
 def read_number(reply: Any, pattern: re.Pattern[str], low: float, high: float) -> float:
@@ -45,19 +53,58 @@ def read_choice(reply: Any) -> float:
 
 def read_probability(reply: Any) -> float:
     """P(yes) / (P(yes) + P(no)) of the first token, over all its likeliest spellings (case, spaces around)."""
-    try:
-        likeliest = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        chances = [(str(one["token"]).strip().casefold(), math.exp(one["logprob"])) for one in likeliest]
-    except (KeyError, IndexError, TypeError) as error:
-        raise EndpointError(
-            f"the server gives no log-probabilities; start it so that it does, or take the answer yes-no. It said {reply!r:.{SHOWN}}"
-        ) from error
+    chances = _first_tokens(reply)
     yes, no = (sum(chance for token, chance in chances if token == word) for word in ("yes", "no"))
     if yes + no == 0:
         raise EndpointError(
             f"neither yes nor no is among the likeliest first words: {', '.join(token for token, _ in chances)!r:.{SHOWN}}"
         )
     return yes / (yes + no)
+
+
+def read_chance(reply: Any, answers: Collection[str]) -> float:
+    """Probability that the first token is one of the answers, in any spelling (case, spaces around).
+
+    One that is not among the listed tokens is as likely as the least of them at most, and as what they leave: the smaller of
+    both is taken. Its true probability may be anything below; 0 would make a geometric mean 0.
+    """
+    chances = _first_tokens(reply)
+    found = [chance for token, chance in chances if token in answers]
+    if not found:
+        listed = [chance for _, chance in chances]
+        found = [min(*listed, 1 - math.fsum(listed))]
+    return min(1.0, max(0.0, math.fsum(found)))  # rounded log-probabilities may add up to more than 1
+
+
+def read_word(reply: Any, answers: Collection[str]) -> float:
+    """1 if the first word is one of the answers, else 0. Where they are yes or no, or numbers, the word must be one too."""
+    text = text_of(reply)
+    first = re.search(r"\w+", text)
+    word = first.group().casefold() if first else ""
+    if all(answer in YES_OR_NO for answer in answers):
+        fits, wanted = word in YES_OR_NO, "yes or no"
+    elif any(answer in NUMBERS or answer.isdecimal() for answer in answers):
+        fits, wanted = word in NUMBERS or word.isdecimal(), "a number"
+    else:
+        fits, wanted = bool(word), "a word"
+    if not fits:
+        raise EndpointError(f"the answer does not begin with {wanted}: {text!r:.{SHOWN}}")
+    return float(word in answers)
+
+
+def _first_tokens(reply: Any) -> list[tuple[str, float]]:
+    """The likeliest first tokens, without case and spaces around, and their probabilities."""
+    try:
+        likeliest = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        chances = [(str(one["token"]).strip().casefold(), math.exp(one["logprob"])) for one in likeliest]
+    except (KeyError, IndexError, TypeError) as error:
+        raise EndpointError(
+            "the server gives no log-probabilities; start it so that it does, or take the answer yes-no (vlm-judge), or the "
+            f"score tifa or dpg (vqa). It said {reply!r:.{SHOWN}}"
+        ) from error
+    if not chances:
+        raise EndpointError(f"the server lists no likely first tokens: {reply!r:.{SHOWN}}")
+    return chances
 
 
 def text_of(reply: Any) -> str:

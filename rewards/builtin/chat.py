@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from string import Formatter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,7 @@ from rewards.builtin.endpoint import EndpointError, post_json
 from rewards.threads import map_in_threads
 
 Question = tuple[Sequence[np.ndarray], str]  # images uint8 [H, W, 3], then the text
+Answer = TypeVar("Answer")
 
 
 class ChatModel:
@@ -59,12 +60,12 @@ class ChatModel:
         self._headers = {} if api_key_env is None else {"Authorization": f"Bearer {_key(api_key_env)}"}
         self.concurrency, self.call_timeout, self.deadline = concurrency, call_timeout, deadline
 
-    def ask(self, questions: Sequence[Question], read: Callable[[Any], float]) -> list[float | Exception]:
+    def ask(self, questions: Sequence[Question], read: Callable[[Any], Answer]) -> list[Answer | Exception]:
         """What `read` makes of each answer, in order; an EndpointError where there is none, or it cannot be read."""
         until = time.monotonic() + self.deadline
         return map_in_threads(lambda one: self._ask(one, read, until), questions, number=self.concurrency)
 
-    def _ask(self, question: Question, read: Callable[[Any], float], until: float) -> float | Exception:
+    def _ask(self, question: Question, read: Callable[[Any], Answer], until: float) -> Answer | Exception:
         images, text = question
         content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _data_url(one)}} for one in images]
         body = {**self._body, "messages": [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]}

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from judge_server import Server, first_words, question_of, running_server, says
 from PIL import Image
 
 from rewards.builtin import endpoint
@@ -23,65 +22,13 @@ from rewards.registry import load_reward
 
 IMAGES = torch.arange(3 * 4 * 5 * 3, dtype=torch.uint8).reshape(3, 4, 5, 3)
 ROWS = [{"prompt": prompt} for prompt in ("a cat", "a dog", "a cup")]
-Answer = Callable[[dict[str, Any], int], tuple[int, bytes] | None]
-
-
-def says(text: str | None, **choice: Any) -> tuple[int, bytes]:
-    return 200, json.dumps({"choices": [{"message": {"content": text}, **choice}]}).encode()
-
-
-class Server:
-    """Answers by a function of the request and of how often the same question came before; None: hangs up."""
-
-    def __init__(self) -> None:
-        self.answer: Answer = lambda request, before: says("Score: 5")
-        self.requests: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        outer = self
-        lock = threading.Lock()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    before = sum(question_of(other) == question_of(request) for other in outer.requests)
-                    outer.requests.append(request)
-                    outer.headers.append({**self.headers, "path": self.path})
-                answered = outer.answer(request, before)
-                if answered is None:
-                    return
-                self.send_response(answered[0])
-                self.send_header("Content-Length", str(len(answered[1])))
-                self.send_header("Location", "/elsewhere")
-                self.end_headers()
-                self.wfile.write(answered[1])
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        self.server.handle_error = lambda *_: None  # clients that give up are part of the tests
-        self.released = threading.Event()
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def hang(self) -> None:
-        """Until the test ends."""
-        self.released.wait(30)
-
-
-def question_of(request: dict[str, Any]) -> str:
-    return request["messages"][0]["content"][1]["text"]
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(endpoint, "PAUSES", (0.01, 0.02))
-    server = Server()
-    yield server
-    server.released.set()
-    server.server.shutdown()
-    server.server.server_close()
+    with running_server() as server:
+        yield server
 
 
 def judge(server: Server, **settings: Any) -> VlmJudge:
@@ -171,11 +118,6 @@ def test_what_cannot_be_read_is_a_failure(server: Server, text: str, settings: d
     value, error = only(server, text, **settings)
     assert np.isnan(value)
     assert re.search(message, error), error
-
-
-def first_words(**chances: float) -> dict[str, Any]:
-    listed = [{"token": token.replace("_", " "), "logprob": float(np.log(chance))} for token, chance in chances.items()]
-    return {"logprobs": {"content": [{"token": "x", "top_logprobs": listed}, {"token": "y", "top_logprobs": []}]}}
 
 
 def test_the_probability_of_yes_is_over_all_its_spellings(server: Server) -> None:
