@@ -16,8 +16,8 @@ from rewards.base import DistributionReward, Gate, Reward, RewardFunction
 from rewards.combine import Ensemble, RewardSet
 from rewards.registry import load_reward
 
-# a reward's keyword -> the zoo entry's file that zoo:NAME means there
-ZOO_FILES = {"weights": "reward", "reference": "reward_reference"}
+# a reward's keyword, or one in its detector_kwargs and the like -> the zoo entry's file that zoo:NAME means there
+ZOO_FILES = {"weights": "reward", "reference": "reward_reference", "path": "judge"}
 # rewards of this process by their settings: models are read once
 _loaded: dict[str, RewardFunction | DistributionReward] = {}
 
@@ -77,6 +77,17 @@ def close_rewards() -> None:
             close()
 
 
+def with_zoo_files(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the paths of zoo entries' files in place of zoo:NAME, see `ZOO_FILES`; other values as they are."""
+    found = dict(kwargs)
+    for key, value in kwargs.items():
+        if isinstance(value, dict):
+            found[key] = with_zoo_files(value)
+        elif isinstance(value, str) and value.startswith("zoo:") and key in ZOO_FILES:
+            found[key] = str(zoo_file(value, ZOO_FILES[key]))
+    return found
+
+
 def _allowed(entry: Mapping[str, Any]) -> set[str]:
     own = {"ensemble", "penalty"} if "ensemble" in entry else {"label", "kwargs", "worker", "gate"}
     return {"name", "weight", *own}
@@ -97,10 +108,7 @@ def _gate(label: str, section: Any) -> Gate | None:
 
 
 def _load(entry: Mapping[str, Any]) -> RewardFunction | DistributionReward:
-    name, kwargs = str(entry["name"]), dict(entry.get("kwargs") or {})
-    for key, value in kwargs.items():
-        if isinstance(value, str) and value.startswith("zoo:") and key in ZOO_FILES:
-            kwargs[key] = str(zoo_file(value, ZOO_FILES[key]))
+    name, kwargs = str(entry["name"]), with_zoo_files(entry.get("kwargs") or {})
     file = Path(name.rpartition(":")[0])
     version = file.read_text() if file.suffix == ".py" and file.is_file() else None
     identity = json.dumps([name, version, kwargs, entry.get("worker")], sort_keys=True, default=str)

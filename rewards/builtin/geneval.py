@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from evaluation.geneval import GenEvalScorer
-from evaluation.user_files import load_from_file
+from evaluation.geneval.detectors import make_pair
 
 CREDITS = ("strict", "partial")
 
@@ -22,14 +21,15 @@ class GenEvalReward:
     "include".
 
     Args:
-        detector: `path/to/file.py:function`, which gives an `evaluation.geneval.Detector`.
-        colors: the same for an `evaluation.geneval.ColorClassifier`; needed where a prompt asks for colours.
+        detector: `shapes`, `shapes-neural`, `mask2former`, `recorded`, or `path/to/file.py:function`, which gives an
+            `evaluation.geneval.Detector`; see evaluation/geneval/detectors.py for each one's settings.
+        colors: who names colours: `shapes`, `shapes-neural`, `clip`, `recorded`, or the same of your own; left out, the one
+            of the detector's name, nobody for a detector of your own; `none`: nobody.
         credit: `strict`: 1 if everything is right, else 0. `partial`: the share of what is asked for.
-        detector_kwargs: keywords for the detector's function.
-        colors_kwargs: keywords for the colour classifier's.
+        detector_kwargs, colors_kwargs: settings of both.
 
     Raises:
-        ValueError: an unknown credit, or a file without that function.
+        ValueError: an unknown credit, and what `evaluation.geneval.detectors.make_pair` refuses.
     """
 
     def __init__(
@@ -44,9 +44,16 @@ class GenEvalReward:
         if credit not in CREDITS:
             raise ValueError(f"unknown credit {credit!r}; allowed: {', '.join(CREDITS)}")
         self.credit = credit
-        self._detector = _make("detector", detector, detector_kwargs)
-        classifier = None if colors is None else _make("colors", colors, colors_kwargs)
-        self._scorer = GenEvalScorer(labels=self._detector.labels, colors=classifier)
+        self._detector, self._colors = make_pair(
+            detector, colors, detector_kwargs=detector_kwargs, colors_kwargs=colors_kwargs
+        )
+        self._scorer = GenEvalScorer(labels=self._detector.labels, colors=self._colors)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the detector's weights and the colour classifier's; empty for judges without weights."""
+        prints = [getattr(part, "fingerprint", "") for part in (self._detector, self._colors)]
+        return "-".join(dict.fromkeys(filter(None, prints)))
 
     def __call__(self, images: Tensor, conditions: list[dict[str, Any]]) -> Tensor:
         """float32 [B] on the CPU for uint8 images [B, H, W, 3]."""
@@ -68,10 +75,3 @@ class GenEvalReward:
             self._scorer.read_request(row)
         except ValueError as error:
             raise ValueError(f"row {index}: {error}") from error
-
-
-def _make(setting: str, reference: str, kwargs: Mapping[str, Any] | None) -> Any:
-    path, _, function = reference.rpartition(":")
-    if not path.endswith(".py"):
-        raise ValueError(f"{setting} is {reference!r}; path/to/file.py:function is needed")
-    return load_from_file(Path(path), function)(**(kwargs or {}))

@@ -9,7 +9,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from recipes.reward_settings import make_rewards
+from align.checkpoints import zoo_entry
+from evaluation.shapes_world.neural import NeuralShapes, save_neural_shapes
+from recipes.reward_settings import make_rewards, with_zoo_files
 from rewards.base import Gate
 from rewards.combine import Ensemble, RewardSet
 from rewards.scoring import score_rewards
@@ -102,6 +104,20 @@ def test_settings_may_refer_to_others(file: str) -> None:
 def test_a_zoo_entry_stands_for_its_files() -> None:
     reward = made({"name": "loo-fid", "kwargs": {"weights": "zoo:mnist-var", "reference": "zoo:mnist-var"}})
     assert reward.rewards[0].kind == "distribution"
+
+
+def test_a_zoo_entrys_judge_may_stand_among_a_parts_settings() -> None:
+    Path("entry").mkdir()
+    Path("entry/config.json").write_text('{"judge": "judge.safetensors"}')
+    save_neural_shapes(NeuralShapes(seed=1), "entry/judge.safetensors")
+    kwargs = {"detector": "shapes-neural", "detector_kwargs": {"path": "zoo:entry"}}
+    reward: Any = made({"name": "geneval", "kwargs": kwargs}).rewards[0].function
+    assert reward._detector.net.fingerprint == NeuralShapes(seed=1).fingerprint
+    assert with_zoo_files({"path": "zoo:entry", "detector": "zoo:entry", "size": [1]}) == {
+        "path": str(zoo_entry("entry") / "judge.safetensors"),
+        "detector": "zoo:entry",
+        "size": [1],
+    }
 
 
 def test_a_zoo_entry_without_a_reward_is_refused() -> None:

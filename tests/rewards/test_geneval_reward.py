@@ -1,4 +1,4 @@
-"""GenEval's verdicts as rewards, with a detector out of a user's file. The rules: tests/evaluation/test_geneval.py."""
+"""GenEval's verdicts as rewards, with a detector by name or out of a user's file. The rules: tests/evaluation/test_geneval.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from evaluation.shapes_world.neural import NeuralShapes, save_neural_shapes
 from rewards.registry import load_reward
+from rewards.tiny import scenes
 
 CODE = """
 from evaluation.geneval import Detection
@@ -99,7 +101,8 @@ def test_a_wrong_row_is_named_before_anything_is_detected(file: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"detector": "mask2former"}, "detector is 'mask2former'; path/to/file.py:function is needed"),
+        ({"detector": "mask2former"}, "mask2former comes without colours: give colors=clip"),
+        ({"detector": "shape"}, "unknown detector 'shape'; known: .*did you mean 'shapes'"),
         ({"detector": "{file}:detectr"}, "has no 'detectr'; .*did you mean 'detector'"),
         ({"detector": "{file}:detector", "credit": "half"}, "unknown credit 'half'; allowed: strict, partial"),
     ],
@@ -112,3 +115,32 @@ def test_settings_that_lead_nowhere_are_refused(file: Path, settings: dict[str, 
 def test_a_detector_answers_for_each_image(file: Path) -> None:
     with pytest.raises(ValueError, match="the detector answered for 0 images of 1"):
         load_reward("geneval", detector=f"{file}:mute")(images((1, 2)), [BOTH])
+
+
+def test_a_detector_by_name_brings_its_colours() -> None:
+    rewards: dict[str, Any] = {
+        credit: load_reward("geneval", detector="shapes", credit=credit) for credit in ("strict", "partial")
+    }
+    pictures = scenes.two_scenes()
+    assert rewards["strict"](pictures, [scenes.ROW] * 2).tolist() == [1, 0]
+    assert rewards["partial"](pictures, [scenes.ROW] * 2).tolist() == pytest.approx([1, 0.6])
+    assert rewards["strict"].fingerprint == ""
+    blind = load_reward("geneval", detector="shapes", colors="none")
+    with pytest.raises(ValueError, match=r"row 0: include\[0\] asks for the colour 'red', .*there is none; give one"):
+        blind(pictures, [scenes.ROW] * 2)
+
+
+def test_the_fingerprint_is_of_both(file: Path) -> None:
+    with file.open("a") as code:
+        code.write("Detector.fingerprint = 'of-stripes'\nRed.fingerprint = 'of-red'\n")
+    alone: Any = load_reward("geneval", detector=f"{file}:detector")
+    assert alone.fingerprint == "of-stripes"
+    both: Any = load_reward("geneval", detector=f"{file}:detector", colors=f"{file}:colors")
+    assert both.fingerprint == "of-stripes-of-red"
+
+
+def test_the_held_out_judge_is_a_reward_too(tmp_path: Path) -> None:
+    save_neural_shapes(NeuralShapes(), tmp_path / "judge.safetensors")
+    settings = {"path": str(tmp_path / "judge.safetensors")}
+    reward: Any = load_reward("geneval", detector="shapes-neural", detector_kwargs=settings)
+    assert reward(scenes.two_scenes(), [scenes.ROW] * 2).shape == (2,)
