@@ -34,7 +34,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """One point with the range behind it. Without a label it is a small, hollow one."""
+    """One point with the range behind it. Without a label it is small, and hollow unless `filled`.
+
+    spread: another range, drawn as a bar behind the first.
+    """
 
     x: float
     y: float
@@ -44,6 +47,8 @@ class Mark:
     title: str
     label: str = ""
     diamond: bool = False
+    filled: bool = False
+    spread: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,7 @@ def plot(
     x_label: str = "",
     x_range: tuple[float, float] | None = None,
     x_ticks: Sequence[tuple[float, str]] | None = None,
+    y_range: tuple[float, float] | None = None,
     zero: bool = False,
     labels_below: bool = True,
 ) -> Markup:
@@ -110,6 +116,7 @@ def plot(
 
     Args:
         x_ticks: positions and texts, for an axis whose values are settings; by default round numbers.
+        y_range: by default, what `fit_axis` makes of the values.
         zero: let the y axis start at zero (or be logarithmic, see `fit_axis`).
         labels_below: put the labels of marks that have lines around them below their marks, else above.
     """
@@ -119,7 +126,7 @@ def plot(
     points = [point for line in lines for point in line.points]
     y_values = [y for _, y in points] + [value for mark in marks for value in (mark.y, mark.low, mark.high)]
     top, bottom = 26.0 if bands else 10.0, height - (38.0 if x_label else 22.0)
-    y = fit_axis(y_values, bottom, top, zero=zero)
+    y = Axis(*y_range, bottom, top) if y_range else fit_axis(y_values, bottom, top, zero=zero)
     left, right = MARGIN_LEFT, width - MARGIN_RIGHT
     x_values = [x for x, _ in points] + [mark.x for mark in marks]
     x_low, x_high = x_range or (min(x_values), max(x_values))
@@ -178,9 +185,12 @@ def _draw_marks(svg: ElementTree.Element, marks: Sequence[Mark], x: Axis, y: Axi
 
 
 def _draw_mark(svg: ElementTree.Element, mark: Mark, px: float, y: Axis) -> None:
-    group = _add(svg, "g", f"mark {mark.css}" if mark.label else f"mark hollow {mark.css}")
+    hollow = not (mark.label or mark.filled)
+    group = _add(svg, "g", f"mark hollow {mark.css}" if hollow else f"mark {mark.css}")
     ElementTree.SubElement(group, "title").text = mark.title
     py, radius = y(mark.y), 5.5 if mark.label else 3.5
+    if mark.spread:
+        _add(group, "line", "spread", x1=px, x2=px, y1=y(mark.spread[0]), y2=y(mark.spread[1]))
     if mark.high > mark.low:
         _add(group, "line", "whisker", x1=px, x2=px, y1=y(mark.low), y2=y(mark.high))
         for end in (mark.low, mark.high):
@@ -216,7 +226,7 @@ def guidance_chart(arms: Sequence[Arm], roles: Roles, metric: Metric, names: dic
         arms: of both splits, at least one, each with a finite median.
         names: what to call the arms' labels, such as {"aligned": "CCA"}.
     """
-    ordinary = [arm for arm in arms if arm.temperature == 1 and not arm.filters and arm.guides_evenly]
+    ordinary = [arm for arm in arms if not _apart(arm)]
     lines = []
     for label in dict.fromkeys(arm.label for arm in ordinary):
         selected = [arm for arm in ordinary if arm.label == label and arm.split == "select"]
@@ -228,7 +238,8 @@ def guidance_chart(arms: Sequence[Arm], roles: Roles, metric: Metric, names: dic
     marks = [_mark(arm, metric, roles, names) for arm in [*tempered, *reported]]
     scales = sorted({arm.guidance_scale for arm in arms})
     span = max(scales[-1] - scales[0], 0.5)
-    x_range = (scales[0] - 0.6 * span, scales[-1] + 0.12 * span)
+    # labels of what needs no guidance stand on the left; those of a search are long
+    x_range = (scales[0] - (0.8 if roles.search else 0.6) * span, scales[-1] + 0.12 * span)
     every = math.ceil(len(scales) / 8)
     return plot(
         lines,
@@ -256,9 +267,15 @@ def _mark(arm: Arm, metric: Metric, roles: Roles, names: dict[str, str]) -> Mark
         name = ", ".join([f"T={arm.temperature:g}", *arm.filters]) + ":"
     elif arm is roles.cfg:
         name = "CFG"
+    elif arm.search:
+        name = arm.search.partition(" by ")[0] + ":"
     label = f"{name} {number(spread.median)}" if arm.split == "report" else ""
-    diamond = arm.temperature != 1 or bool(arm.filters) or not arm.guides_evenly
-    return Mark(arm.guidance_scale, spread.median, spread.min, spread.max, arm_class(arm), title, label, diamond)
+    return Mark(arm.guidance_scale, spread.median, spread.min, spread.max, arm_class(arm), title, label, _apart(arm))
+
+
+def _apart(arm: Arm) -> bool:
+    """Sampled in another way than by a guidance scale alone: not on its line."""
+    return arm.temperature != 1 or bool(arm.filters) or not arm.guides_evenly or bool(arm.search)
 
 
 def _price_bands(arms: Sequence[Arm], scales: Sequence[float], x_range: tuple[float, float]) -> list[Band]:
@@ -269,7 +286,7 @@ def _price_bands(arms: Sequence[Arm], scales: Sequence[float], x_range: tuple[fl
     strips += [("guided", border, x_range[1], [arm for arm in arms if arm.guidance_scale > 1])] if guided_scales else []
     bands = []
     for css, start, end, inside in strips:
-        costs = sorted({arm.forwards_per_image for arm in inside if arm.forwards_per_image})
+        costs = sorted({arm.forwards_per_image for arm in inside if arm.forwards_per_image and not arm.search})
         if costs and end > start:
             price = " to ".join(f"{cost:.4g}" for cost in dict.fromkeys((costs[0], costs[-1])))
             bands.append(Band(start, end, f"band {css}", f"{price} forwards / image"))
@@ -283,6 +300,8 @@ def css_class(name: str) -> str:
 
 
 def arm_class(arm: Arm) -> str:
-    """The colour of an arm: its label's, except that the base at another temperature or filter has its own."""
+    """The colour of an arm: its label's, except that the base sampled in another way has its own."""
+    if arm.label == "base" and arm.search:
+        return css_class("search")
     reshaped = arm.label == "base" and (arm.temperature != 1 or arm.filters)
     return css_class("temperature" if reshaped else arm.label)

@@ -284,7 +284,7 @@ def _side_effect(aligned: Arm, base: Arm, metric: Metric) -> str | None:
 def _against_search(aligned: Arm, searched: Arm, metric: Metric, method: str) -> str:
     """Compute at test time instead of training, with its price."""
     text = f"Without training, the base with {searched.search}"
-    text += f" ({searched.guidance} guidance)" if searched.guidance_scale != 1 else ""
+    text += f" and guidance {searched.guidance}" if searched.guidance_scale != 1 else ""
     text += f" gives {metric.title} {_stated(searched, metric)}{_price(searched, aligned)}"
     compared = judge(paired(aligned, searched, metric.name), metric)
     said = {Verdict.BETTER: "is better", Verdict.WORSE: "is worse", Verdict.UNCLEAR: "is not clearly different"}

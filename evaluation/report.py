@@ -6,7 +6,6 @@ a study with its sub-runs, a sweep, one evaluation, or a training that was stopp
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,11 +17,13 @@ from evaluation.arms import Arm, paired, refuse_mixed, summarize
 from evaluation.charts import arm_class, css_class, guidance_chart
 from evaluation.curves import curve_charts, method_name, read_logs, read_run
 from evaluation.files import write_atomically
+from evaluation.geneval_report import TAG_METRICS, geneval_section
 from evaluation.headline import (
     Headline,
     Roles,
     assign_roles,
     change,
+    fixed,
     headline,
     headline_metric,
     judge,
@@ -30,10 +31,8 @@ from evaluation.headline import (
     number,
     ratio,
 )
-from evaluation.results import CLASS_ACCURACY, METRICS, Metric, ResultRow, read_results
-
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-ENLARGED_BELOW = 600  # pixels: narrower grids (digits) are shown with hard pixels, wider ones are scaled smoothly
+from evaluation.report_grids import sample_grids
+from evaluation.results import CLASS_ACCURACY, METRICS, Metric, ResultRow, find_key, read_results
 
 METRIC_WORDS = {
     "fid": "FID is the Fréchet distance between features of the generated and of the reference images",
@@ -41,7 +40,18 @@ METRIC_WORDS = {
     "is": "IS is the inception score under the extractor's own classifier",
     "precision": "precision is the share of generated images that lie among the reference images",
     "recall": "recall is the share of reference images that lie among the generated ones",
+    "geneval": "{title} is the mean over kinds of prompt of the share of images that show all that was asked for",
+    "held-out": "held-out judge is the same by a judge that no reward used",
+    "credit": "partial credit is the mean share of what was asked for",
+    "correct-images": "correct images is the share of all images, whatever their prompt",
+    "correct-prompts": "correct prompts is the share of prompts with a correct image",
 }
+# Shown in the table of every row only.
+FURTHER = (
+    Metric("credit", "partial credit"),
+    Metric("correct-images", "correct images"),
+    Metric("correct-prompts", "correct prompts"),
+)
 
 
 def write_report(run_dir: Path) -> Path:
@@ -79,7 +89,9 @@ def _context(run_dir: Path) -> dict[str, Any]:
     # the chart shows both splits, which may differ in n (it says so) but not in what they measure
     drawn = [arm for arm in arms if _judge_of(arm) == _judge_of(shown[0])]
     drawn = [arm for arm in drawn if metric and math.isfinite(median(arm, metric))]
-    columns = _metric_columns(rows)
+    every_column = _metric_columns(rows)
+    columns = [column for column in every_column if column not in (*TAG_METRICS, *FURTHER)]
+    geneval = geneval_section(run_dir, shown, roles, metric, names)
     logs = read_logs(run_dir, run)
     curves = list(curve_charts(logs))
     return {
@@ -98,14 +110,21 @@ def _context(run_dir: Path) -> dict[str, Any]:
         "chart_legend": _chart_legend(drawn, names),
         "table_remarks": _table_remarks(shown, rows),
         "chart_remarks": list(_chart_remarks(rows)),
-        "grids": _sample_grids(run_dir, shown, roles, names),
+        "geneval": geneval,
+        "grids": sample_grids(run_dir, shown, roles, names),
         "logs": [log.name for log in logs],
         "curves": [curve for curve in curves if curve.main],
         "more_curves": [curve for curve in curves if not curve.main],
         "protocols": _protocols(rows),
-        "metric_words": [METRIC_WORDS[column.name] for column in columns if column.name in METRIC_WORDS],
+        "metric_words": [
+            METRIC_WORDS[column.name].format(title=column.title)
+            for column in every_column
+            if column.name in METRIC_WORDS
+        ],
         "domain_fid": any(_is_domain_fid(row) for row in rows),
-        "rows": [_row_entry(row, columns) for row in rows],
+        "other_geneval": any(_is_other_geneval(row) for row in rows),
+        "every_column": every_column,
+        "rows": [_row_entry(row, every_column) for row in rows],
         "by_class": _by_class(shown, names),
         "config": list(_flatten(run.get("config") or {})),
         "origin": [
@@ -153,8 +172,13 @@ def _metric_columns(rows: Sequence[ResultRow]) -> list[Metric]:
     a table of their own."""
     keys = [(key, row.protocol) for row in rows for key in row.metrics if not key.startswith(CLASS_ACCURACY)]
     names = dict.fromkeys(key.partition(f"_{protocol}")[0] for key, protocol in keys)
-    known = [metric for metric in METRICS if metric.name in names]
-    return known + [Metric(name, name) for name in names if name not in {metric.name for metric in METRICS}]
+    known = [metric.under(_protocols_of(rows, metric)) for metric in METRICS]
+    known = [metric for metric in (*known, *TAG_METRICS, *FURTHER) if metric.name in names]
+    return known + [Metric(name, name) for name in names if name not in {metric.name for metric in known}]
+
+
+def _protocols_of(rows: Sequence[ResultRow], metric: Metric) -> list[str]:
+    return [row.protocol for row in rows if find_key(row.metrics, metric.name)]
 
 
 def _by_class(arms: Sequence[Arm], names: Mapping[str, str]) -> dict[str, Any] | None:
@@ -189,8 +213,8 @@ def _arm_entry(
         several = spread is not None and len(spread.values) > 1
         cells.append(
             {
-                "median": _fixed(spread.median, column) if spread else "",
-                "range": f"{_fixed(spread.min, column)}–{_fixed(spread.max, column)}" if spread and several else "",
+                "median": fixed(spread.median, column) if spread else "",
+                "range": f"{fixed(spread.min, column)}–{fixed(spread.max, column)}" if spread and several else "",
                 "sd": f"sd {spread.sd:.2g}" if spread and several else "",
             }
         )
@@ -223,13 +247,11 @@ def _change(arm: Arm, base: Arm | None, metric: Metric | None) -> dict[str, str]
     }
 
 
-def _fixed(value: float, metric: Metric) -> str:
-    return f"{value:.{metric.digits}f}" if math.isfinite(value) else "undefined"
-
-
 def _chart_legend(arms: Sequence[Arm], names: Mapping[str, str]) -> list[tuple[str, str]]:
     other = "base, other temperature or filter"
-    legend = {arm_class(arm): names.get(arm.label, arm.label) for arm in arms}
+    legend = {
+        arm_class(arm): names.get(arm.label, arm.label) + (", " + arm.search if arm.search else "") for arm in arms
+    }
     return [(css, other if css == css_class("temperature") else name) for css, name in legend.items()]
 
 
@@ -243,6 +265,8 @@ def _table_remarks(arms: Sequence[Arm], rows: Sequence[ResultRow]) -> list[str]:
         remarks.append("These rows were used to choose settings: no claim rests on them.")
     if any(_is_domain_fid(row) for row in rows):
         remarks.append("Domain FID: not comparable with Inception FID.")
+    if any(_is_other_geneval(row) for row in rows):
+        remarks.append("GenEval's rules with another detector: not comparable with published GenEval.")
     return remarks
 
 
@@ -260,39 +284,8 @@ def _is_domain_fid(row: ResultRow) -> bool:
     return "adm-inception" not in row.protocol and any(key.startswith("fid_") for key in row.metrics)
 
 
-def _sample_grids(run_dir: Path, arms: Sequence[Arm], roles: Roles, names: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Grids of the arms in the claim, or of the first three where there is none, all of one seed if they can be."""
-    candidates = [arm for arm in roles.present() if _with_samples(arm)] or [arm for arm in arms if _with_samples(arm)][
-        :3
-    ]
-    shared = set.intersection(*(set(_with_samples(arm)) for arm in candidates)) if candidates else set()
-    grids: list[dict[str, Any]] = []
-    for arm in candidates:
-        by_seed = _with_samples(arm)
-        row = by_seed[min(shared or by_seed)]
-        path = (run_dir / str(row.samples)).resolve()
-        # Only pictures of this run: a results file from elsewhere must not pull other files into the page.
-        content = path.read_bytes() if path.is_file() and path.is_relative_to(run_dir.resolve()) else b""
-        if not content.startswith(PNG_SIGNATURE):
-            continue
-        width, height = (int.from_bytes(content[start : start + 4]) for start in (16, 20))
-        grids.append(
-            {
-                "name": names.get(arm.label, arm.label),
-                "settings": arm.settings,
-                "css": arm_class(arm),
-                "seed": row.seed,
-                "uri": "data:image/png;base64," + base64.b64encode(content).decode(),
-                "width": width,
-                "height": height,
-                "pixelated": width < ENLARGED_BELOW,
-            }
-        )
-    return grids
-
-
-def _with_samples(arm: Arm) -> dict[int, ResultRow]:
-    return {row.seed: row for row in arm.rows if row.samples}
+def _is_other_geneval(row: ResultRow) -> bool:
+    return row.protocol != "geneval" and find_key(row.metrics, "geneval") is not None
 
 
 def _protocols(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
@@ -308,6 +301,7 @@ def _protocols(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
             "n": n,
             "reference_n": reference_n,
             "fingerprint": fingerprint,
+            "of_prompts": any(row.verdicts or find_key(row.metrics, "geneval") for row in group),
         }
         for (protocol, n, reference_n, fingerprint), group in found.items()
     ]
@@ -318,9 +312,7 @@ def _row_entry(row: ResultRow, columns: Sequence[Metric]) -> dict[str, Any]:
     for column in columns:
         key = next((key for key in row.metrics if key.partition(f"_{row.protocol}")[0] == column.name), None)
         error = row.stderr.get(key, math.nan) if key else math.nan
-        cells.append(
-            (_fixed(row.metrics[key], column) if key else "", f"± {error:.2g}" if math.isfinite(error) else "")
-        )
+        cells.append((fixed(row.metrics[key], column) if key else "", f"± {error:.2g}" if math.isfinite(error) else ""))
     return {
         "row": row,
         "settings": summarize([row])[0].settings,

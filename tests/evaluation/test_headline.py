@@ -173,3 +173,110 @@ def test_undefined_values_support_no_direction() -> None:
 )
 def test_number(value: float, text: str) -> None:
     assert number(value) == text
+
+
+# ---- GenEval
+
+
+def judged(label: str, geneval: Sequence[float], held_out: Sequence[float] = (), **settings: object) -> list[ResultRow]:
+    settings = {"protocol": "geneval-hf", "forwards_per_image": 64.0} | settings
+    return [
+        ResultRow(
+            label=label,
+            seed=seed,
+            n=553,
+            metrics={f"geneval_{settings['protocol']}_553": value}
+            | ({f"held-out_{settings['protocol']}_553": held_out[seed]} if held_out else {}),
+            **settings,
+        )
+        for seed, value in enumerate(geneval)
+    ]
+
+
+@pytest.mark.parametrize(("protocol", "name"), [("geneval-hf", "geneval-hf"), ("geneval", "GenEval")])
+def test_geneval_goes_by_its_protocols_name(protocol: str, name: str) -> None:
+    rows = judged("base", (0.41, 0.42), protocol=protocol) + judged("aligned", (0.60, 0.63), protocol=protocol)
+    assert said(rows).startswith(f"CCA raises guidance-free {name} from 0.415 to 0.615 (medians of 2 paired seeds; ")
+    assert said(judged("base", (0.41,), protocol=protocol, split="select")).startswith(
+        f"On the selection seeds, the highest {name} is 0.410"
+    )
+
+
+def test_geneval_of_several_protocols_goes_by_all_their_names() -> None:
+    assert METRICS[1].under(["geneval-hf", "geneval", "geneval-hf"]).title == "geneval-hf / GenEval"
+    assert METRICS[0].under(["geneval"]).title == "FID"
+
+
+@pytest.mark.parametrize(
+    ("held_out", "note"),
+    [
+        ((0.50, 0.52), "A judge that no reward used agrees: held-out judge 0.410 → 0.510 (better)."),
+        (
+            (0.39, 0.45),
+            "A judge that no reward used sees no clear gain: held-out judge 0.410 → 0.420 (no clear change). "
+            "The detector may have been gamed.",
+        ),
+        (
+            (0.30, 0.31),
+            "A judge that no reward used sees a loss: held-out judge 0.410 → 0.305 (worse). "
+            "The detector may have been gamed.",
+        ),
+    ],
+)
+def test_a_second_judge_is_asked_about_a_gain(held_out: Sequence[float], note: str) -> None:
+    rows = judged("base", (0.41, 0.42), (0.40, 0.42)) + judged("aligned", (0.60, 0.63), held_out)
+    notes = headline(summarize(rows), "GRPO").notes
+    assert notes[0] == note
+    assert not any("against base" in text for text in notes), "it is told once"
+
+
+@pytest.mark.parametrize(
+    ("held_out", "note"),
+    [
+        (0.5, "A judge that no reward used agrees: held-out judge 0.400 → 0.500."),
+        (
+            0.4,
+            "A judge that no reward used sees no clear gain: held-out judge 0.400 → 0.400. The detector may have been gamed.",
+        ),
+    ],
+)
+def test_a_second_judge_on_one_seed(held_out: float, note: str) -> None:
+    rows = judged("base", (0.41,), (0.40,)) + judged("aligned", (0.60,), (held_out,))
+    assert headline(summarize(rows), "GRPO").notes[0] == note
+
+
+@pytest.mark.parametrize("aligned", [(0.30, 0.31), (0.40, 0.45)])
+def test_a_second_judge_has_nothing_to_say_without_a_gain(aligned: Sequence[float]) -> None:
+    rows = judged("base", (0.41, 0.42), (0.40, 0.42)) + judged("aligned", aligned, (0.40, 0.41))
+    notes = headline(summarize(rows), "GRPO").notes
+    assert notes[0].startswith("GRPO against base, both without guidance: held-out judge 0.410 → 0.405")
+
+
+@pytest.mark.parametrize(
+    ("searched", "said_of_it"),
+    [
+        ((0.50, 0.51), "GRPO is better"),
+        ((0.80, 0.81), "GRPO is worse"),
+        ((0.59, 0.64), "GRPO is not clearly different"),
+    ],
+)
+def test_search_at_test_time_is_told_with_its_price(searched: Sequence[float], said_of_it: str) -> None:
+    rows = judged("base", (0.41, 0.42)) + judged("aligned", (0.60, 0.63))
+    rows += judged("base", searched, search="best of 4 by geneval", forwards_per_image=256.0)
+    result = headline(summarize(rows), "GRPO")
+    middle = sum(searched) / 2
+    assert result.notes[0] == (
+        f"Without training, the base with best of 4 by geneval gives geneval-hf {middle:.3f} (median of 2 seeds, "
+        f"{searched[0]:.3f} to {searched[1]:.3f}) at 4 times the forwards per image; {said_of_it}."
+    )
+    assert "T=1" not in result.sentence, "it is no temperature"
+    assert result.notes[-1] == "Not compared in this run: another temperature, CFG, an SFT control."
+
+
+def test_a_guided_search_is_not_the_best_guidance() -> None:
+    rows = judged("base", (0.41, 0.42)) + judged("aligned", (0.60, 0.63))
+    rows += judged("base", (0.50, 0.51), guidance_scale=2.0, forwards_per_image=128.0)
+    rows += judged("base", (0.70, 0.71), guidance_scale=2.0, search="best of 4 by geneval", forwards_per_image=512.0)
+    result = headline(summarize(rows), "GRPO")
+    assert result.sentence.endswith("against 0.505 for CFG (scale 2) at twice the forwards per image.")
+    assert "best of 4 by geneval and guidance 2 gives" in result.notes[0]
