@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,8 +99,10 @@ def _interval(arm: Arm, metric: Metric, pooled: Intervals) -> tuple[float, float
 
 
 def _changes(roles: Roles, columns: Sequence[Metric]) -> list[dict[str, str]] | None:
-    """The aligned arm against the base, seed by seed, a cell for each column."""
+    """The aligned arm against the base, seed by seed, a cell for each column; None without a seed in common."""
     if roles.aligned is None or roles.base is None:
+        return None
+    if not {row.seed for row in roles.aligned.rows} & {row.seed for row in roles.base.rows}:
         return None
     cells = []
     for column in columns:
@@ -128,7 +131,8 @@ def _chart(
     for number, (arm, intervals) in enumerate(zip(arms, pooled, strict=True)):
         offset = (number - (len(arms) - 1) / 2) * DOT_DISTANCE
         for position, column in enumerate(columns):
-            if (spread := arm.metric(column.name)) is None:
+            spread = arm.metric(column.name)
+            if spread is None or not math.isfinite(spread.median):
                 continue
             low, high = _interval(arm, column, intervals) or (spread.median, spread.median)
             several = len(spread.values) > 1

@@ -46,7 +46,7 @@ METRIC_WORDS = {
     "correct-images": "correct images is the share of all images, whatever their prompt",
     "correct-prompts": "correct prompts is the share of prompts with a correct image",
 }
-# Shown in the table of every row only.
+# Of GenEval, shown in the table of every row only.
 FURTHER = (
     Metric("credit", "partial credit"),
     Metric("correct-images", "correct images"),
@@ -89,9 +89,9 @@ def _context(run_dir: Path) -> dict[str, Any]:
     # the chart shows both splits, which may differ in n (it says so) but not in what they measure
     drawn = [arm for arm in arms if _judge_of(arm) == _judge_of(shown[0])]
     drawn = [arm for arm in drawn if metric and math.isfinite(median(arm, metric))]
-    every_column = _metric_columns(rows)
-    columns = [column for column in every_column if column not in (*TAG_METRICS, *FURTHER)]
     geneval = geneval_section(run_dir, shown, roles, metric, names)
+    every_column = _metric_columns(rows)
+    columns = [column for column in every_column if not geneval or column not in (*TAG_METRICS, *FURTHER)]
     logs = read_logs(run_dir, run)
     curves = list(curve_charts(logs))
     return {
@@ -173,7 +173,8 @@ def _metric_columns(rows: Sequence[ResultRow]) -> list[Metric]:
     keys = [(key, row.protocol) for row in rows for key in row.metrics if not key.startswith(CLASS_ACCURACY)]
     names = dict.fromkeys(key.partition(f"_{protocol}")[0] for key, protocol in keys)
     known = [metric.under(_protocols_of(rows, metric)) for metric in METRICS]
-    known = [metric for metric in (*known, *TAG_METRICS, *FURTHER) if metric.name in names]
+    known += (*TAG_METRICS, *FURTHER) if "geneval" in names else ()
+    known = [metric for metric in known if metric.name in names]
     return known + [Metric(name, name) for name in names if name not in {metric.name for metric in known}]
 
 

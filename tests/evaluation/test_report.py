@@ -319,3 +319,16 @@ def test_guidance_chart_holds_every_point_and_its_price() -> None:
         ">49 forwards / image</text>",
     ):
         assert expected in svg, expected
+
+
+def test_a_search_has_a_mark_of_its_own_and_no_say_in_the_price() -> None:
+    rows = [row("base", 16.6), row("aligned", 9.5), row("base", 8.7, guidance_scale=2.0, forwards_per_image=98.0)]
+    rows += [row("base", 8.0, search="best of 4 by reward", forwards_per_image=196.0)]
+    arms = summarize(rows)
+    svg = guidance_chart(arms, assign_roles(arms, METRICS[0]), METRICS[0], {})
+    assert ">best of 4: 8.00</text>" in svg
+    assert svg.count('<g class="mark c-other">') == 1
+    assert ">49 forwards / image</text>" in svg
+    selected = summarize([row("base", fid, split="select", search=s) for s, fid in (("", 16.9), ("best of 2", 9.0))])
+    svg = guidance_chart(selected, assign_roles([], METRICS[0]), METRICS[0], {})
+    assert svg.count("selection seeds, 1:") == 1, "it is not on the line of guidance scales"

@@ -193,6 +193,26 @@ def test_one_evaluation_of_another_label(tmp_path: Path) -> None:
     assert "c-other" in found["chart"]
 
 
+def test_seeds_that_do_not_meet_and_scores_that_are_undefined(tmp_path: Path) -> None:
+    for item in (row("base", 0.5), row("aligned", 0.7, seed=2), row("sft", float("nan"))):
+        append_result(tmp_path / "results.jsonl", item)
+    page = Page(write_report(tmp_path))
+    assert "share no seed" in page.text
+    assert "GRPO against base" not in page.text
+    assert "undefined" in page.text
+    assert "nan" not in " ".join(page.values("cy", "y1", "d"))
+
+
+def test_kinds_of_prompt_of_other_protocols_stay_in_the_main_table(tmp_path: Path) -> None:
+    for label in ("base", "aligned"):
+        metrics = {"vqa_suite_4": 0.5, "counting_suite_4": 0.4}
+        append_result(tmp_path / "results.jsonl", row(label, 0, protocol="suite", metrics=metrics, verdicts="v"))
+    text = " ".join(Page(write_report(tmp_path)).text.split())
+    assert "arm vqa against base, paired by seed forwards per image counting images" in text
+    assert "by kind of prompt" not in text
+    assert "other prompts." in text
+
+
 def test_runs_without_geneval_have_no_section(tmp_path: Path) -> None:
     arms = summarize([row("base", 0, metrics={"fid_toy_4": 3.0})])
     metric = headline_metric(arms)
