@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.results import METRICS, ResultRow, find_key
+from evaluation.results import CLASS_ACCURACY, METRICS, Metric, ResultRow, find_key
 
 # Two rows that differ in one of these measure different things: FID alone moves with every one of them.
 COMPARABLE = ("protocol", "n", "reference_n", "extractor_fingerprint")
@@ -181,9 +181,23 @@ def paired(arm: Arm, base: Arm, metric: str) -> Paired:
     )
 
 
+def other_metrics(arms: Iterable[Arm]) -> list[str]:
+    """Names of metrics that are not known ones: GenEval's tags, rewards. Single classes are left out."""
+    keys = [(key, row.protocol) for arm in arms for row in arm.rows for key in row.metrics]
+    names = dict.fromkeys(key.partition(f"_{protocol}")[0] for key, protocol in keys)
+    known = {metric.name for metric in METRICS}
+    return [name for name in names if name not in known and not name.startswith(CLASS_ACCURACY)]
+
+
 def text_table(arms: Sequence[Arm]) -> str:
-    """The arms as aligned columns for a terminal: medians over the seeds, with their range."""
-    table = [["arm", "guidance", "T", *(metric.title for metric in METRICS), "forwards/img", "img/s", "seeds"]]
+    """The arms as aligned columns for a terminal: medians over the seeds, with their range.
+
+    Columns are the known metrics that an arm has, or where there are none those of any name.
+    """
+    protocols = [arm.rows[0].protocol for arm in arms]
+    known = [metric.under(protocols) for metric in METRICS if any(arm.metric(metric.name) for arm in arms)]
+    columns = known or [Metric(name, name) for name in other_metrics(arms)]
+    table = [["arm", "guidance", "T", *(metric.title for metric in columns), "forwards/img", "img/s", "seeds"]]
     for arm in arms:
         name = [
             arm.label,
@@ -191,7 +205,7 @@ def text_table(arms: Sequence[Arm]) -> str:
             *([arm.search] if arm.search else []),
             *(["(select)"] if arm.split == "select" else []),
         ]
-        values = [_cell(arm.metric(metric.name), metric.digits) for metric in METRICS]
+        values = [_cell(arm.metric(metric.name), metric.digits) for metric in columns]
         costs = ["-" if cost is None else f"{cost:.0f}" for cost in (arm.forwards_per_image, arm.images_per_second)]
         table.append([" ".join(name), arm.guidance, f"{arm.temperature:g}", *values, *costs, str(len(arm.rows))])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

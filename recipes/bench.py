@@ -23,8 +23,8 @@ from omegaconf import DictConfig
 from align.files import write_text
 from align.generators import Generator
 from align.types import SamplingConfig
-from evaluation.arms import Arm, Spread, summarize
-from evaluation.results import CLASS_ACCURACY, METRICS, read_results
+from evaluation.arms import Arm, Spread, other_metrics, summarize
+from evaluation.results import CLASS_ACCURACY, read_results
 from recipes.bench_tables import COLUMNS, DETAILS, make_table
 from recipes.choices import options
 from recipes.config import compose, with_sections
@@ -218,9 +218,7 @@ def _arms(folder: Path) -> list[Arm]:
 
 def _details(arm: Arm) -> dict[str, Any]:
     """Figures of the metrics that are a protocol's own, such as GenEval's tags."""
-    names = dict.fromkeys(key.partition(f"_{row.protocol}")[0] for row in arm.rows for key in row.metrics)
-    known = {*RECORDED, *(metric.name for metric in METRICS)}
-    spreads = {name: arm.metric(name) for name in names if name not in known and not name.startswith(CLASS_ACCURACY)}
+    spreads = {name: arm.metric(name) for name in other_metrics([arm]) if name not in RECORDED}
     return {name: _figure(spread) for name, spread in spreads.items() if spread is not None}
 
 

@@ -32,7 +32,7 @@ def results_section(record: Mapping[str, Any], rows: Sequence[ResultRow], files:
     refuse_mixed(shown)
     first = shown[0]
     keys = {metric: find_key(first.metrics, metric.name) for metric in METRICS}
-    known = [(metric.title, key, metric.digits) for metric, key in keys.items() if key]
+    known = [(metric.under([first.protocol]).title, key, metric.digits) for metric, key in keys.items() if key]
     others = [key for key in first.metrics if key not in keys.values() and not key.startswith(CLASS_ACCURACY)]
     columns = [*known, *((key, key, 3) for key in others)]
     header = ["generator", "guidance scale (1 = off)", "T", *(title for title, _, _ in columns), "forwards an image"]
@@ -41,7 +41,7 @@ def results_section(record: Mapping[str, Any], rows: Sequence[ResultRow], files:
         (arm,) = summarize([row])
         scale = "1" if row.guidance_scale == 1 else arm.guidance
         cost = "" if row.forwards_per_image is None else f"{row.forwards_per_image:g}"
-        sampled = ", ".join([f"{row.temperature:g}", *arm.filters])
+        sampled = ", ".join([f"{row.temperature:g}", *arm.filters, *([row.search] if row.search else [])])
         label = row.label if row.label == "base" else f"**{row.label}**"
         lines.append([label, scale, sampled, *(_figure(row, key, digits) for _, key, digits in columns), cost])
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -66,14 +66,17 @@ def _figure(row: ResultRow, key: str, digits: int) -> str:
 
 def _protocol(record: Mapping[str, Any], rows: Sequence[ResultRow], keys: Sequence[str]) -> Iterator[str]:
     first = rows[0]
-    reference = f" against {first.reference_n:,} reference images" if first.reference_n else ""
+    of_prompts = first.verdicts is not None
+    counted = f" of {first.reference_n:,} prompts" if of_prompts else f" against {first.reference_n:,} reference images"
+    reference = counted if first.reference_n else ""
     seeds = ", ".join(str(seed) for seed in sorted({row.seed for row in rows}))
     yield (
         f"Protocol `{first.protocol}` (keys {', '.join(f'`{key}`' for key in keys)}): {first.n:,} images for each row"
         f"{reference}, sampling seed {seeds}; ± is one bootstrap standard error. One training, seed {record['config']['seed']}."
     )
     names = {key.partition("_")[0] for key in keys}
-    yield "; ".join(words for name, words in METRIC_WORDS.items() if name in names) + "."
+    if words := [words for name, words in METRIC_WORDS.items() if name in names]:
+        yield "; ".join(words) + "."
     if "fid" in names and "adm-inception" not in first.protocol:
         yield "This FID is in a domain's own features: **not comparable with Inception FID**."
     if any(row.label == "base" and row.guidance_scale != 1 for row in rows):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evaluation.arms import paired, summarize, text_table
-from evaluation.results import ResultRow, append_result, read_results
+from evaluation.results import ResultRow, append_result, leading_metric, read_results
 
 
 def row(label: str = "base", fid: float = 16.0, **changes: object) -> ResultRow:
@@ -190,3 +190,37 @@ def test_text_table_is_aligned() -> None:
     assert lines[0].split()[:4] == ["arm", "guidance", "T", "FID"]
     assert "16.50 [16.00-17.00]" in lines[2]
     assert "base top-k 5 (select)" in lines[3]
+
+
+def test_text_tables_show_what_was_measured() -> None:
+    prompts = row(metrics={"geneval_geneval-hf_2k": 0.5, "counting_geneval-hf_2k": 0.25}, protocol="geneval-hf")
+    assert text_table(summarize([prompts])).split()[:5] == ["arm", "guidance", "T", "geneval-hf", "forwards/img"]
+    rewards = row(metrics={"hpsv2_prompts-mine_2k": 0.5, "accuracy-class3": 0.1}, protocol="prompts-mine")
+    assert text_table(summarize([rewards])).split()[:5] == ["arm", "guidance", "T", "hpsv2", "forwards/img"]
+
+
+# ---- what is chosen by
+
+
+def test_the_leading_metric_is_the_first_known_one() -> None:
+    metric, value = leading_metric({"accuracy_m_2k": 0.5, "fid_m_2k": 4.0})
+    assert (metric.name, value) == ("fid", 4.0)
+    metric, value = leading_metric({"counting_g_2k": 0.5, "geneval_g_2k": 0.25})
+    assert (metric.name, value) == ("geneval", 0.25)
+    metric, value = leading_metric({"hpsv2_p_2k": 0.5, "clip_p_2k": 0.25})
+    assert (metric.name, value) == ("hpsv2_p_2k", 0.5)
+    with pytest.raises(ValueError, match="without metrics"):
+        leading_metric({})
+
+
+def test_ranks_put_the_best_first_and_the_undefined_last() -> None:
+    fid, _ = leading_metric({"fid": 1.0})
+    geneval, _ = leading_metric({"geneval": 1.0})
+    assert sorted([3.0, math.nan, 1.0], key=fid.rank)[:2] == [1.0, 3.0]
+    assert sorted([1.0, math.nan, 3.0], key=geneval.rank)[:2] == [3.0, 1.0]
+
+
+def test_intervals_survive_the_file_but_for_undefined_ones(tmp_path: Path) -> None:
+    append_result(tmp_path / "results.jsonl", row(intervals={"a": (0.1, 0.2), "b": (math.nan, 0.2)}))
+    (found,) = read_results(tmp_path / "results.jsonl")
+    assert found.intervals == {"a": (0.1, 0.2)}

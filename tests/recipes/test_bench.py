@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.bench import MARKS
+from evaluation.arms import summarize
+from evaluation.results import ResultRow
+from recipes.bench import MARKS, _details
 from recipes.bench_tables import make_table, spread
 from recipes.cli import main
 
@@ -50,6 +52,38 @@ def test_the_table_gives_the_median_of_the_paired_ratios() -> None:
     assert "| base, T=0.8 | 7.00 | 0.35 |" in table
     assert "| cca | 10.00 [8.00, 18.00] | 0.80 |" in table
     assert "| 12 |" in table
+
+
+def test_arms_of_prompts_show_the_median_change_and_a_table_of_tags() -> None:
+    def judged(label: str, *scores: float, **tags: object) -> dict[str, object]:
+        own = {name: value for name, value in arm(label, 0.0).items() if name not in ("fid", "accuracy", "recall")}
+        return {**own, "geneval": figure(*scores), "held-out": figure(0.5, 0.5, 0.5), "details": tags}
+
+    base = judged("base", 0.3, 0.45, 0.5, counting=figure(0.25, 0.25, 0.25), colors=figure(0.75, 0.75, 0.75))
+    grpo = judged(
+        "grpo", 0.6, 0.5, 0.7, counting=figure(0.5, 0.25, 0.75)
+    )  # changes .3, .05, .2; that of the medians is .15
+    table = make_table({"toy": {"seeds": [1, 2, 3], "arms": [base, grpo]}})
+    assert "| arm | GenEval | change | held-out judge | reward | forwards per image | training, s |" in table
+    assert "| base | 0.450 [0.300, 0.500] | +0.000 | 0.500 | -1.00 | 9 |  |" in table
+    assert "| grpo | 0.600 [0.500, 0.700] | +0.200 |" in table
+    assert (
+        "| arm | counting | colors |\n|---|---|---|\n| base | 0.250 | 0.750 |\n| grpo | 0.500 [0.250, 0.750] |  |"
+        in table
+    )
+
+
+def test_details_of_an_arm_are_what_is_no_known_metric() -> None:
+    metrics = {
+        "geneval_geneval-shapes_6": 0.4,
+        "two_object_geneval-shapes_6": 0.2,
+        "reward": 1.0,
+        "accuracy-class3": 0.1,
+    }
+    (found,) = summarize([ResultRow("base", 1, 6, "geneval-shapes", metrics)])
+    assert {name: spread["median"] for name, spread in _details(found).items()} == {"two_object": 0.2}
+    (digits,) = summarize([ResultRow("base", 1, 6, "mnist-cnn", {"fid_mnist-cnn_6": 4.0, "is_mnist-cnn_6": 1.0})])
+    assert _details(digits) == {}
 
 
 def test_an_erasing_arm_has_a_table_of_its_own() -> None:
