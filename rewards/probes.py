@@ -1,4 +1,4 @@
-"""The built-in rewards on two stored images, with weights that are the same everywhere: what they score is on record.
+"""The built-in rewards on two images, with weights that are the same everywhere: what they score is on record.
 
 A library of another version that reads images or prompts in another way shows here, before it shows in a training.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 from rewards.base import DistributionReward, Reward
 from rewards.registry import load_reward
 from rewards.scoring import score_rewards
+from rewards.tiny.scenes import ROW
 
 FOLDER = Path(__file__).parent / "tiny"
 IMAGES = ("picture.png", "sign.png")
@@ -33,12 +34,14 @@ class Probe:
 
     make: `module:function` that writes tiny weights into a folder and returns the reward's settings; empty for none.
     row: the dataset row of both images.
+    images: `module:function` that draws them, uint8 [2, H, W, 3]; empty for the stored ones.
     size: pixels of each side, cut from the middle of the stored images.
     tolerance: how far a score may be from the stored one, as a share of it or of 1, whichever is larger.
     """
 
     make: str = ""
     row: Mapping[str, Any] = field(default_factory=lambda: {"prompt": PROMPT})
+    images: str = ""
     size: int = 64
     tolerance: float = 1e-3
 
@@ -47,6 +50,7 @@ PROBES: dict[str, Probe] = {
     "aesthetic": Probe("rewards.tiny.clip:make_aesthetic"),
     "classifier-log-prob": Probe("rewards.tiny.classifier:make_classifier_log_prob", {"label": 3}, size=28),
     "clip-score": Probe("rewards.tiny.clip:make_clip_score"),
+    "geneval": Probe("rewards.tiny.scenes:make_geneval", ROW, images="rewards.tiny.scenes:two_scenes"),
     "hpsv2": Probe("rewards.tiny.clip:make_hpsv2"),
     "image-reward": Probe("rewards.tiny.blip:make_image_reward"),
     # builds of the JPEG library differ by some bytes
@@ -58,7 +62,6 @@ PROBES: dict[str, Probe] = {
     "pixel-reconstruction": Probe(row={"image": str(FOLDER / IMAGES[0])}),
 }
 NOT_PROBED = {
-    "geneval": "it needs a detector",
     "image-reward-package": "it runs in an environment of its own",
     "vqa": "it asks a server",
     "vlm-judge": "it asks a server",
@@ -75,7 +78,7 @@ def stored_images(size: int) -> Tensor:
 
 
 def probe(name: str, folder: Path) -> list[float]:
-    """What a built-in reward scores the stored images now.
+    """What a built-in reward scores its two images now.
 
     Args:
         folder: for its tiny weights.
@@ -84,12 +87,15 @@ def probe(name: str, folder: Path) -> list[float]:
         ValueError: it does not load or fails, such as for want of a package.
     """
     chosen = PROBES[name]
-    settings: dict[str, Any] = {}
-    if chosen.make:
-        module, _, function = chosen.make.partition(":")
-        settings = getattr(importlib.import_module(module), function)(folder / name)
+    settings: dict[str, Any] = _named(chosen.make)(folder / name) if chosen.make else {}
+    images = _named(chosen.images)() if chosen.images else stored_images(chosen.size)
     reward = Reward(name, load_reward(name, **settings))
-    return scores_of(reward, stored_images(chosen.size), [chosen.row] * len(IMAGES)).tolist()
+    return scores_of(reward, images, [chosen.row] * len(images)).tolist()
+
+
+def _named(reference: str) -> Callable[..., Any]:
+    module, _, function = reference.partition(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def scores_of(reward: Reward, images: Tensor, rows: Sequence[Mapping[str, Any]]) -> Tensor:

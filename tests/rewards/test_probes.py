@@ -10,7 +10,7 @@ from rewards.base import Reward
 from rewards.probes import NOT_PROBED, PROBES, is_near, probe, scores_of, stored_images, stored_scores
 from rewards.registry import BUILT_IN
 
-QUICK = ("classifier-log-prob", "jpeg-compressibility", "loo-fid", "pixel-reconstruction")
+QUICK = ("classifier-log-prob", "geneval", "jpeg-compressibility", "loo-fid", "pixel-reconstruction")
 
 
 def test_every_built_in_reward_is_probed_or_it_is_said_why_not() -> None:
