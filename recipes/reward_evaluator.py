@@ -96,8 +96,8 @@ class RewardEvaluator:
         tags = [str(row["tag"]) if row.get("tag") is not None else None for row in self._rows]
         for reward in self._all_rewards:
             scores_P = [[mark.scores[reward.name] for mark in marks] for marks in self._marks]
-            sums.mean_by_tag(reward.name, scores_P, tags)
-        if self._judge is not None:
+            sums.mean_by_tag(reward.name, scores_P, [] if reward is self._judge else tags)
+        if self._judge is not None:  # by tag under the names of its scores
             self._sum_up_answers(sums, tags)
         if not sums.metrics:
             raise ValueError(f"not one image has a score: {next(self._failures(), 'no reward applies to these rows')}")

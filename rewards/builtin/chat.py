@@ -63,11 +63,20 @@ class ChatModel:
     def ask(self, questions: Sequence[Question], read: Callable[[Any], Answer]) -> list[Answer | Exception]:
         """What `read` makes of each answer, in order; an EndpointError where there is none, or it cannot be read."""
         until = time.monotonic() + self.deadline
-        return map_in_threads(lambda one: self._ask(one, read, until), questions, number=self.concurrency)
+        urls: dict[int, str] = {}  # by the array's identity: several questions may be about one image
 
-    def _ask(self, question: Question, read: Callable[[Any], Answer], until: float) -> Answer | Exception:
+        def url(image_HW3: np.ndarray) -> str:
+            if id(image_HW3) not in urls:
+                urls[id(image_HW3)] = _data_url(image_HW3)
+            return urls[id(image_HW3)]
+
+        return map_in_threads(lambda one: self._ask(one, url, read, until), questions, number=self.concurrency)
+
+    def _ask(
+        self, question: Question, url: Callable[[np.ndarray], str], read: Callable[[Any], Answer], until: float
+    ) -> Answer | Exception:
         images, text = question
-        content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": _data_url(one)}} for one in images]
+        content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": url(one)}} for one in images]
         body = {**self._body, "messages": [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]}
         body = {field: value for field, value in body.items() if value is not None}
         try:

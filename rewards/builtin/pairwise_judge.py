@@ -64,7 +64,7 @@ class PairwiseJudge:
 
     def __call__(self, images: Tensor, conditions: list[dict[str, Any]]) -> PartialScores:
         """[G] win rates of uint8 images [G, H, W, 3] of one prompt."""
-        pictures, text = images.cpu().numpy(), self._question.fill(conditions[0], 0)
+        pictures, text = list(images.cpu().numpy()), self._question.fill(conditions[0], 0)
         # (a, b): a is shown first; by the parity of their distance each image leads in half of its pairs
         pairs = [(a, b) if (b - a) % 2 else (b, a) for a, b in combinations(range(len(images)), 2)]
         answers = self._chat.ask([([pictures[a], pictures[b]], text) for a, b in pairs], read_choice)

@@ -148,7 +148,6 @@ def test_one_judge_gives_both_means_of_soft_tifa_and_those_of_kinds(server: Serv
     found = numbers(evaluator.compute().metrics, "_mine_2")
     assert found == {
         "judge": pytest.approx((0.6 + 0.5) / 2),  # the root of 0.36
-        "judge/t": pytest.approx(0.55),
         "soft-tifa-gm": pytest.approx(0.55),
         "soft-tifa-gm/t": pytest.approx(0.55),
         "soft-tifa-am": pytest.approx((0.65 + 0.5) / 2),

@@ -12,7 +12,7 @@ import torch
 from judge_server import Server, first_words, question_of, running_server, says
 
 from rewards.base import Reward
-from rewards.builtin import endpoint
+from rewards.builtin import chat, endpoint
 from rewards.builtin.answers import read_chance, read_word
 from rewards.builtin.endpoint import EndpointError
 from rewards.builtin.vqa import VqaJudge
@@ -87,6 +87,15 @@ def test_each_question_is_asked_of_its_own_image_in_the_template(server: Server)
     first, second = "two red cats: How many cats?", "two red cats: Are the cats red?"
     assert pictures.keys() == {first, second, "a dog: Is there a dog?", "a dog: Does it run?"}
     assert pictures[first] == pictures[second] != pictures["a dog: Does it run?"]
+
+
+def test_an_image_is_encoded_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    says_by(server, many="2", red="yes", dog="yes", run="yes")
+    encoded: list[Any] = []
+    encode = chat._data_url
+    monkeypatch.setattr(chat, "_data_url", lambda image: encoded.append(image) or encode(image))
+    judge(server, "tifa", concurrency=1)(IMAGES, ROWS)
+    assert len(encoded) == 2
 
 
 def test_one_failed_question_fails_its_image_alone(server: Server) -> None:
