@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +16,8 @@ from evaluation.geneval.folder import read_folder, read_rows, write_prompt
 from evaluation.results import ResultRow
 from recipes.judge import Judge
 from recipes.tasks import PromptTask
+
+COLUMNS = ("prompt", "tag", "include", "exclude")  # of a row, that say what its images are judged by
 
 
 class FolderWriter:
@@ -63,11 +66,12 @@ def _refuse_other_prompts(source: Path, task: PromptTask) -> None:
     rows, asked = read_rows(source), task.protocol.rows
     hint = "choose them by evaluation.protocol.prompts, and their number by evaluation.max_prompts"
     for number, (row, expected) in enumerate(zip(rows, asked, strict=False)):
-        if row.get("prompt") != expected["prompt"]:
-            raise ValueError(
-                f"{source} has at number {number} the prompt {row.get('prompt')!r}, and protocol {task.protocol.name} asks for "
-                f"{expected['prompt']!r}; {hint}"
-            )
+        for column in COLUMNS:
+            found, wanted = (json.dumps(one.get(column)) for one in (row, expected))
+            if found != wanted:
+                raise ValueError(
+                    f"{source} has at number {number} the {column} {found}, and protocol {task.protocol.name} asks for {wanted}; {hint}"
+                )
     if len(rows) != len(asked):
         raise ValueError(
             f"{source} has {len(rows)} prompts, and protocol {task.protocol.name} asks for {len(asked)}; {hint}"

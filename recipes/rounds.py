@@ -44,7 +44,7 @@ def check_rounds(config: DictConfig) -> None:
         raise ValueError(f"rounds.number is {config.rounds.number}; it must be at least 1")
     if wanted(config) and not config.evaluation.protocol:
         raise ValueError(
-            "rounds keep the best by a held-out metric: evaluation=none cannot tell; choose evaluation=mnist-cnn"
+            "rounds keep the best by a held-out metric: evaluation=none cannot tell; choose evaluation=mnist-cnn, geneval, ..."
         )
     for key in parse_search(config):
         if OmegaConf.select(config, key) is None:

@@ -27,6 +27,7 @@ from recipes.protocols import make_protocol
 
 Row = dict[str, Any]
 SHOWN_CLASSES, SHOWN_PROMPTS = 60, 24  # images of a sample grid
+READ_AT_ONCE = 32  # prompts, where a text encoder reads them
 
 
 class Marker(typing.Protocol):
@@ -109,12 +110,23 @@ class PromptTask:
                 "classes; choose evaluation=mnist-cnn or another protocol of classes, or evaluation=none"
             )
         _check_pixels(generator)
-        for number, row in enumerate(self.protocol.rows):
+        prompts = [row["prompt"] for row in self.protocol.rows]
+        distinct = list(dict.fromkeys(prompts))
+        for start in range(0, len(distinct), READ_AT_ONCE):
+            chunk = distinct[start : start + READ_AT_ONCE]
             try:
-                generator.encode_condition([row["prompt"]])
+                generator.encode_condition(chunk)
+            except ValueError:
+                self._name_unreadable(generator, chunk, prompts)
+                raise
+
+    def _name_unreadable(self, generator: Generator, some: Sequence[str], prompts: Sequence[str]) -> None:
+        for prompt in some:
+            try:
+                generator.encode_condition([prompt])
             except ValueError as error:
                 raise ValueError(
-                    f"protocol {self.protocol.name}, row {number} ({row['prompt']!r}) is no prompt for this generator: {error}"
+                    f"protocol {self.protocol.name}, row {prompts.index(prompt)} ({prompt!r}) is no prompt for this generator: {error}"
                 ) from error
 
     def rows(self, generator: Generator) -> list[Row]:

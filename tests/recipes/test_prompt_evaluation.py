@@ -107,12 +107,12 @@ def scored(*, batch_size: int = 4) -> ResultRow:
     return score_folder(Judge(task(), batch_size, Path("scored")), Path("drawn"), "theirs", SamplingConfig())
 
 
-def folder(prompts: int = 3, images: int = 2, *, prompt: str | None = None) -> None:
+def folder(prompts: int = 3, images: int = 2, *, other: dict[str, object] | None = None) -> None:
     rng = np.random.default_rng(0)
     for number in range(prompts):
         samples = Path(f"drawn/{number:05}/samples")
         samples.mkdir(parents=True)
-        row = ROWS[number % 3] | ({"prompt": prompt} if prompt and number == 1 else {})
+        row = ROWS[number % 3] | (other if other and number == 1 else {})
         write_rows(samples.parent / "metadata.jsonl", [row])
         for image in range(images):
             Image.fromarray(rng.integers(0, 256, (12, 12, 3), np.uint8)).save(samples / f"{image:04}.png")
@@ -124,7 +124,11 @@ def folder(prompts: int = 3, images: int = 2, *, prompt: str | None = None) -> N
         ({"images": 1}, "drawn/00000/samples has 1 images; 2 are needed"),
         ({"prompts": 2}, "drawn has 2 prompts, and protocol geneval-shapes asks for 3"),
         ({"prompts": 4}, "drawn has 4 prompts, and protocol geneval-shapes asks for 3"),
-        ({"prompt": "a dog"}, "drawn has at number 1 the prompt 'a dog', and protocol geneval-shapes asks for"),
+        (
+            {"other": {"prompt": "a dog"}},
+            'drawn has at number 1 the prompt "a dog", and protocol geneval-shapes asks for',
+        ),
+        ({"other": {"exclude": None}}, "drawn has at number 1 the exclude null, and protocol geneval-shapes asks for"),
     ],
 )
 def test_folders_that_are_not_what_is_asked_for(made: dict[str, object], message: str) -> None:

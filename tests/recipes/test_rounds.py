@@ -20,13 +20,14 @@ BASE = ["objective=ddo", "evaluation.num_images=70"]
 
 
 @pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+def judged(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> dict[str, float]:
     """What each set of weights is to score, by its hash; the real judge takes minutes."""
     scores: dict[str, float] = {}
+    metric = getattr(request, "param", "fid")
 
     class Row:
-        def __init__(self, fid: float) -> None:
-            self.n, self.metrics = 70, {"fid_toy_70": fid}
+        def __init__(self, value: float) -> None:
+            self.n, self.metrics = 70, {f"{metric}_toy_70": value}
 
     class Judge:
         def __init__(self, *_: Any) -> None: ...
@@ -100,6 +101,20 @@ def test_where_nothing_is_better_the_start_is_kept(
     final = play(config, tmp_path, Trainer(judged, [6.0, 7.0]), resume=False)
     assert sha256_of_tensors(final.state_dict()) == sha256_of_tensors(tiny_llamagen(seed=0).state_dict())
     assert (tmp_path / "generator.pt").exists()
+
+
+@pytest.mark.parametrize("judged", ["geneval"], indirect=True)
+def test_of_prompts_the_highest_score_is_the_best(
+    tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(monkeypatch, judged, 0.4)
+    config = compose("train", [*BASE, "rounds.number=2", 'rounds.search=["objective.alpha=1,3"]'])
+    train = Trainer(judged, [0.6, 0.3, 0.5, 0.55])
+    final = play(config, tmp_path, train, resume=False)
+    assert [checkpoint for checkpoint, _, _ in train.seen[2:]] == [str(tmp_path / "round-1" / "candidate-0")] * 2
+    assert sha256_of_tensors(final.state_dict()) == sha256_of_tensors(tiny_llamagen(seed=1).state_dict())
+    records = [json.loads(line) for line in (tmp_path / ROUNDS_FILE).read_text().splitlines()]
+    assert [record["geneval"] for record in records] == [0.4, 0.6, 0.3, 0.5, 0.55]
 
 
 def test_resuming_trains_only_what_is_missing(
