@@ -123,7 +123,9 @@ def _make(
         signature.bind(**given)
     except TypeError as error:
         shown = ", ".join(f"{key}=..." for key in given) or "no settings"
-        raise ValueError(f"the {kind} {name!r} cannot be made with {shown}: {error}; it takes {signature}") from error
+        raise ValueError(
+            f"the {kind} {name!r} cannot be made with {shown}: {error}; it takes {_shown(signature)}"
+        ) from error
     made = maker(**given)
     if lacking := [attribute for attribute in attributes if not hasattr(made, attribute)]:
         raise ValueError(
@@ -144,3 +146,9 @@ def _maker(kind: str, known: Mapping[str, str], name: str) -> Any:
         )
     module, _, attribute = known[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def _shown(signature: inspect.Signature) -> str:
+    """`path, revision=None`"""
+    parameters = signature.parameters.values()
+    return ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters) or "none"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mask2former_files import save_mask2former
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -218,26 +219,8 @@ def test_names_in_doubt_are_refused(change: dict[int, str], message: str) -> Non
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of 93,000 parameters in the published format."""
-    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
-
     folder = tmp_path_factory.mktemp("mask2former")
-    stages = {"depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 4, "embed_dim": 8, "image_size": 32}
-    config = Mask2FormerConfig(
-        backbone_config=SwinConfig(**stages, out_features=["stage1", "stage2", "stage3", "stage4"]),
-        **dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim", "dim_feedforward"), 32),
-        encoder_feedforward_dim=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        num_attention_heads=2,
-        num_queries=7,
-        id2label=dict(enumerate(COCO_NAMES)),
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = Mask2FormerForUniversalSegmentation(config)
-        torch.nn.init.normal_(model.class_predictor.weight, std=3.0)
-    model.save_pretrained(folder)
+    save_mask2former(folder)
     return folder
 
 
