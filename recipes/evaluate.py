@@ -5,6 +5,8 @@ prompts to output_dir/verdicts/, and report.html is written anew.
 For example: align eval generator.checkpoint=runs/mnist/cca label=aligned
 Of generators of text: align eval generator=llamagen-t2i ... evaluation=geneval
 By rewards, on prompts of your own: align eval generator=llamagen-t2i ... prompts=FILE 'rewards=[{name: clip_score}]'
+The best of four of each image: align eval search=best_of_n search.n=4 'search.reward.rewards=[{name: NAME}]'; the judge that
+selects must not be the one that is reported, and the row names it
 Of images from elsewhere, in GenEval's folders: align eval images=FOLDER evaluation=geneval label=theirs
 """
 
@@ -14,13 +16,15 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from align.sampling import generate
 from evaluation.arms import summarize, text_table
 from evaluation.report import write_report
 from recipes.config import compose
 from recipes.image_folders import FolderWriter, score_folder
-from recipes.judge import Judge
+from recipes.judge import Draw, Judge
 from recipes.parts import make_generator, make_sampling
 from recipes.run import Run, say
+from recipes.search_settings import make_draw, same_judges
 from recipes.tasks import PromptTask, Task, make_task
 
 IMAGES = "images"
@@ -31,12 +35,17 @@ def main(overrides: list[str]) -> None:
     _refuse_unread(config)
     task = make_task(config.evaluation, classes=None if config.classes is None else list(config.classes))
     sampling = make_sampling(config.sampling)
+    draw: Draw = generate
+    search = ""
     if config.images is None:
         generator = make_generator(config.generator)
         task.check(generator)
+        draw, search = make_draw(config.search, generator, task.rows(generator))
+        _warn_of_judges(config.search, task)
     run = Run(config, kind="eval", overrides=overrides, name=config.label, append=True)
     run.update(evaluation=task.facts())
-    judge = Judge(task, config.evaluation.batch_size, run.folder, keep=_keep(config, task))
+    keep = _keep(config, task)
+    judge = Judge(task, config.evaluation.batch_size, run.folder, draw=draw, search=search, keep=keep)
     if config.images is None:
         row = judge.score(generator, config.label, sampling, split="report", grid=True)
     else:
@@ -44,6 +53,14 @@ def main(overrides: list[str]) -> None:
     run.update(status="finished", hashes={"generator": row.checkpoint})
     print(text_table(summarize([row])))
     say(f"report: {write_report(run.folder)}")
+
+
+def _warn_of_judges(search: DictConfig, task: Task) -> None:
+    for name in same_judges(search, task.protocol):
+        say(
+            f"note: reward {name!r} selects the images and is what protocol {task.protocol.name} judges them by: its figures tell how "
+            "well that judge can be pleased. Go by the held-out judge or other metrics, or select by another reward"
+        )
 
 
 def _keep(config: DictConfig, task: Task) -> FolderWriter | None:
@@ -68,7 +85,10 @@ def _with_section(overrides: list[str]) -> list[str]:
 
 
 def _refuse_unread(config: DictConfig) -> None:
-    """Raises ValueError where prompts or rewards are given to a protocol that does not read them."""
+    """Raises ValueError where prompts or rewards are given to a protocol that does not read them, or a search for images
+    that are drawn already."""
+    if config.images is not None and config.search.mode != "none":
+        raise ValueError("a search draws images, and images= are drawn already; leave search= out")
     protocol = config.evaluation.protocol
     for name in ("prompts", "rewards"):
         read = isinstance(protocol, DictConfig) and protocol.get(name) == config[name]

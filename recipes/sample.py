@@ -2,6 +2,7 @@
 
 For example: align sample labels=[3,3,3,3] sampling.guidance_scale=2 sampling.seed=7
 Of generators of text: align sample generator=llamagen-t2i ... 'prompts=["a red cube", "two dogs"]', or prompts=FILE
+The best of four each: align sample search=best_of_n search.n=4 'search.reward.rewards=[{name: NAME}]'; see search=tts --help
 """
 
 from __future__ import annotations
@@ -13,27 +14,29 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from align.data.prompts import raw_condition
+from align.data.prompts import as_row, raw_condition
 from align.files import write_atomically
 from align.generators import Generator
 from align.images import save_grid
-from align.sampling import generate
 from recipes.conditions import make_rows
 from recipes.config import compose
 from recipes.parts import make_generator, make_sampling
 from recipes.run import Run, say
+from recipes.search_settings import make_draw
 
 
 def main(overrides: list[str]) -> None:
     config = compose("sample", overrides)
     sampling = make_sampling(config.sampling)
     generator = make_generator(config.generator)
-    conditions = _conditions(config, generator)
-    if not conditions:
+    rows = _rows(config, generator)
+    if not rows:
         raise ValueError("nothing to draw: num_images, labels or prompts are empty")
+    conditions = [raw_condition(row) for row in rows]
     generator.encode_condition(conditions)  # a wrong label is refused before a folder is made
+    draw, search = make_draw(config.search, generator, rows)
     run = Run(config, kind="sample", overrides=overrides, append=True)
-    rollouts = list(generate(generator, conditions, sampling, batch_size=config.batch_size))
+    rollouts = list(draw(generator, conditions, sampling, batch_size=config.batch_size))
     images = torch.cat([generator.decode(rollout.tokens_BL).cpu() for rollout in rollouts])
     save_grid(images, run.folder / "samples.png", columns=config.columns)
 
@@ -43,17 +46,17 @@ def main(overrides: list[str]) -> None:
 
     write_atomically(run.folder / "images.npz", write)
     run.update(status="finished")
-    say(
-        f"{len(images)} images, {rollouts[0].forwards_per_image:g} forwards each: {run.folder / 'samples.png'}, images.npz"
-    )
+    how = f"{search}, " if search else ""
+    forwards = f"{rollouts[0].forwards_per_image:g} forwards each"
+    say(f"{len(images)} images, {how}{forwards}: {run.folder / 'samples.png'}, images.npz")
 
 
-def _conditions(config: DictConfig, generator: Generator) -> list[Any]:
+def _rows(config: DictConfig, generator: Generator) -> list[dict[str, Any]]:
     """One for each image."""
     settings: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
     if settings["labels"] is not None:
         if settings["prompts"] is not None:
             raise ValueError("labels and prompts are both given; set one of them to null")
-        return settings["labels"]
+        return [as_row(label) for label in settings["labels"]]
     number = config.num_images if settings["prompts"] is None else None
-    return [raw_condition(row) for row in make_rows(settings["prompts"], generator, number=number)]
+    return make_rows(settings["prompts"], generator, number=number)

@@ -45,7 +45,7 @@ GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and 
     [pytest.param(name, marks=pytest.mark.slow) if name == "objective" else name for name in GROUPS],
 )
 def test_every_option_composes(group: str) -> None:
-    command = "eval" if group == "sampling" else "train"
+    command = "eval" if group in ("sampling", "search") else "train"
     required = {
         ("generator", "llamagen"): ["generator.checkpoint=x.pt"],
         ("generator", "llamagen-t2i"): ["generator.checkpoint=x.pt"],
@@ -54,6 +54,8 @@ def test_every_option_composes(group: str) -> None:
         ("generator", "var"): ["generator.checkpoint=x.pth", "generator.tokenizer_checkpoint=y.pth"],
         ("data", "codes"): ["data.codes=x.safetensors"],
         ("data", "images"): ["data.images=x"],
+        ("search", "best_of_n"): ["search.reward.rewards=[]"],
+        ("search", "tts"): ["search.reward.rewards=[]", "search.steps=[]"],
     }
     for option in options(group):
         assert compose(command, [f"{group}={option}", *required.get((group, option), [])])
