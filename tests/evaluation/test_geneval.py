@@ -242,17 +242,17 @@ def test_no_place_for_what_has_the_wrong_colour() -> None:
         ((0, 0, 10, 10), (30, 30, 40, 40), {"left of", "above"}),  # (30 - 2) / 42.4 = .66 in both
         ((0, 0, 10, 10), (2, 0, 12, 10), set()),  # centres 2 apart, a tenth of both sizes is 2
         ((0, 0, 10, 10), (4, 0, 14, 10), set()),  # (4 - 2) / 4 = .5, which is not more than half
+        ((4, 0, 14, 10), (0, 0, 10, 10), set()),
+        ((0, 0, 10, 10), (0, 4, 10, 14), set()),
+        ((0, 4, 10, 14), (0, 0, 10, 10), set()),
         ((0, 0, 10, 10), (3.9, 0, 13.9, 10), set()),  # (3.9 - 2) / 3.9 = .487
         ((0, 0, 10, 10), (4.1, 0, 14.1, 10), {"left of"}),  # (4.1 - 2) / 4.1 = .512
         # by the shortened distance, 28 / 32.2, y would be a relation too; by the whole one it is 16 / 35 = .457
         ((0, 0, 10, 10), (30, 18, 40, 28), {"left of"}),
         ((0, 0, 10, 10), (0, 0, 10, 10), set()),
         ((0, 0, 100, 10), (30, 0, 40, 10), set()),  # centres 15 apart: sizes of both count
-        (
-            (0, 0, 10, 100),
-            (0, 50, 10, 60),
-            set(),
-        ),  # and each in its own direction: 5 apart, a tenth of both heights is 11
+        ((0, 0, 100, 10), (70, 0, 80, 10), {"left of"}),  # centres 25 apart: (25 - 11) / 25; twice the first's were 20
+        ((0, 0, 10, 100), (0, 50, 10, 60), set()),  # heights in y: centres 5 apart, a tenth of both is 11
         ((0, 0, 100, 10), (0, 20, 100, 30), {"above"}),  # widths do not shorten heights: (20 - 2) / 20
         ((0, 0, 0, 0), (0.0009, 0, 0.0009, 0), set()),  # less than a thousandth of a pixel is no distance
         ((0, 0, 0, 0), (0.0011, 0, 0.0011, 0), {"left of"}),

@@ -183,6 +183,14 @@ def test_images_are_known_by_their_pixels(tmp_path: Path) -> None:
         colors(images[0], cats, "dog")
 
 
+def test_colours_that_were_never_asked_for_are_not_made_up() -> None:
+    """The tool found no cat, and so asked for no colour; its verdict says nothing of one that another detector finds."""
+    image = np.zeros((1, 1, 3), np.uint8)
+    colors = RecordedColors(Recording([Verdict.from_json(RECORDS["too few for a colour"])], [image]))
+    with pytest.raises(ValueError, match="does not tell the colours of 1 cat"):
+        colors(image, [Detection("cat", 0.9, (0, 0, 1, 1))], "cat")
+
+
 def test_a_recording_is_known_by_what_it_tells() -> None:
     def fingerprint(name: str) -> str:
         return RecordedDetector(Recording([Verdict.from_json(RECORDS[name])], [np.zeros((1, 1, 3))])).fingerprint
