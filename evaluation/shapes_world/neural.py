@@ -34,8 +34,8 @@ from evaluation.geneval.detections import Detection
 from evaluation.shapes_world.scenes import COLORS, SHAPES
 
 CELL = 2  # pixels of the image along each side of a cell of the map
-CHANNELS = 32
-BLOCKS = 6  # 3x3 convolutions at half resolution: each cell sees 29 pixels, a shape and what is around it
+CHANNELS = 48
+BLOCKS = 4  # 3x3 convolutions at half resolution: each cell sees 20 pixels, a shape and what is around it
 SIZE_UNIT = 8.0  # pixels: sizes leave the network in this unit
 _LOWEST_SCORE = 0.1  # of detections that are handed out
 _NEIGHBOURS = 5  # cells: the better of two centres within 2 cells (4 pixels) stays; shapes are 7 pixels wide and more
@@ -95,7 +95,7 @@ class NeuralShapes(nn.Module):
         digest = hashlib.sha256(FILE_FORMAT.encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
