@@ -46,7 +46,7 @@ def sample_grids(run_dir: Path, arms: Sequence[Arm], roles: Roles, names: Mappin
                 "uri": "data:image/png;base64," + base64.b64encode(content).decode(),
                 "width": picture.width,
                 "height": picture.height,
-                "pixelated": picture.width < ENLARGED_BELOW and not captions,
+                "pixelated": picture.width < ENLARGED_BELOW,
                 "prompts": _told(captions),
                 "least_width": round(picture.width * LEAST_SCALE) if captions else None,
             }

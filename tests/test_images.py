@@ -37,7 +37,7 @@ def test_captions_stand_below_images_enlarged_by_a_whole_factor(tmp_path: Path) 
     below = sheet[side:, :, 0]
     assert below[:, :side].min() < 60, "dark letters below the first"
     assert (below[:, side:] == 255).all(), "none below the second"
-    assert (below[:, 120:side] == 255).all(), "letters of a readable size end where twelve of them would"
+    assert 24 < len(below) < 30, "one line of letters of a readable size"
     assert picture.info["Description"] == "a red circle\n"
 
 
