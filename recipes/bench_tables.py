@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.arms import Spread
+from evaluation.results import Metric
 
 # name in the summary -> its column and digits; the first one that was measured leads, and is compared with the base's
 COLUMNS = {
@@ -38,7 +39,7 @@ def _gains_table(generator: str, arms: Sequence[Mapping[str, Any]]) -> str:
     first, *others = [name for name in COLUMNS if name in plain]
     base = plain[first]["by_seed"]
     compared = "ratio to base" if first == "fid" else "change"
-    titles = [COLUMNS[first][0], compared, *(COLUMNS[name][0] for name in others)]
+    titles = [_title(first, plain), compared, *(_title(name, plain) for name in others)]
     lines = [
         f"`{generator}`, medians [range] of {len(base)} paired seeds, {plain['n']} images each:",
         "",
@@ -62,6 +63,11 @@ def _gains_table(generator: str, arms: Sequence[Mapping[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _title(name: str, arm: Mapping[str, Any]) -> str:
+    """GenEval goes by its protocol's name, since another detector gives other numbers."""
+    return Metric(name, COLUMNS[name][0]).under([arm["protocol"]] if name == "geneval" else []).title
 
 
 def _details_table(generator: str, arms: Sequence[Mapping[str, Any]]) -> str:

@@ -57,14 +57,20 @@ def test_the_table_gives_the_median_of_the_paired_ratios() -> None:
 def test_arms_of_prompts_show_the_median_change_and_a_table_of_tags() -> None:
     def judged(label: str, *scores: float, **tags: object) -> dict[str, object]:
         own = {name: value for name, value in arm(label, 0.0).items() if name not in ("fid", "accuracy", "recall")}
-        return {**own, "geneval": figure(*scores), "held-out": figure(0.5, 0.5, 0.5), "details": tags}
+        return {
+            **own,
+            "protocol": "geneval-shapes",
+            "geneval": figure(*scores),
+            "held-out": figure(0.5, 0.5, 0.5),
+            "details": tags,
+        }
 
     base = judged("base", 0.3, 0.45, 0.5, counting=figure(0.25, 0.25, 0.25), colors=figure(0.75, 0.75, 0.75))
     grpo = judged(
         "grpo", 0.6, 0.5, 0.7, counting=figure(0.5, 0.25, 0.75)
     )  # changes .3, .05, .2; that of the medians is .15
     table = make_table({"toy": {"seeds": [1, 2, 3], "arms": [base, grpo]}})
-    assert "| arm | GenEval | change | held-out judge | reward | forwards per image | training, s |" in table
+    assert "| arm | geneval-shapes | change | held-out judge | reward | forwards per image | training, s |" in table
     assert "| base | 0.450 [0.300, 0.500] | +0.000 | 0.500 | -1.00 | 9 |  |" in table
     assert "| grpo | 0.600 [0.500, 0.700] | +0.200 |" in table
     assert (

@@ -67,7 +67,7 @@ def test_eval_writes_row_verdicts_grid_and_record(generator: list[str], capsys: 
     assert told["prompts"] == CAPTIONS
     assert (told["images_per_prompt"], told["fingerprint"]) == (2, row.extractor_fingerprint)
     assert told["judges"][0]["detector"]["name"] == "shapes"
-    assert "GenEval" in capsys.readouterr().out
+    assert "geneval-shapes" in capsys.readouterr().out
 
 
 @pytest.mark.slow
