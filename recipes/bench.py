@@ -203,7 +203,6 @@ class _Bench:
             "guidance": arm.guidance,
             "temperature": arm.temperature,
             "plain": arm.plain,
-            "protocol": arm.rows[0].protocol,
             "forwards_per_image": arm.forwards_per_image,
             "protocol": arm.rows[0].protocol,
             "n": arm.rows[0].n,
