@@ -1,0 +1,120 @@
+"""Compute at test time on the shipped digits, at equal cost: guidance, best of n and guided search beside plain sampling.
+
+    python benchmarks/search.py                      (two minutes on one core, 1,000 images for each arm)
+    python benchmarks/search.py --images 2000 --results benchmarks/results/search-mnist.json
+    python benchmarks/search.py --aligned mnist-llamagen=runs/mnist/cca      (an arm more, drawn once)
+
+Searches select by the shipped reward classifier, which is not the one that judges. Costs are network evaluations for each
+image that is kept, of all its candidates and of both branches under guidance; all of mnist-var's scales count alike here,
+though the last one is 49 tokens and the first one 1. Plans are made so that a search costs about what four drawn alone do.
+What searches cost beside, decoding and scoring their candidates, is in images per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align.files import write_text
+from evaluation.arms import Arm, summarize, text_table
+from recipes.config import compose
+from recipes.judge import Judge
+from recipes.parts import make_generator, make_sampling
+from recipes.run import describe_device
+from recipes.search_settings import make_draw
+from recipes.tasks import make_task
+
+SEED = 1001
+REWARD = (
+    "search.reward.rewards=[{name: classifier-log-prob, label: classifier, kwargs: {weights: 'zoo:mnist-llamagen'}}]"
+)
+
+
+def best_of(n: int) -> list[str]:
+    return ["search=best_of_n", f"search.n={n}", REWARD]
+
+
+def guided(n: int, *steps: tuple[int, int, str], lambda_: float = 10.0) -> list[str]:
+    told = ", ".join(f"{{after: {after}, keep: {keep}, by: {by}}}" for after, keep, by in steps)
+    return ["search=tts", f"search.n={n}", f"search.steps=[{told}]", f"search.lambda_={lambda_}", REWARD]
+
+
+ARMS = {
+    "mnist-llamagen": [
+        [],
+        ["sampling.guidance_scale=1.5"],
+        best_of(2),
+        best_of(4),
+        # 3 for 35 tokens, a look ahead of 14 for each, and 3 for these 14
+        guided(3, (35, 3, "potential"), lambda_=1.0),
+    ],
+    "mnist-var": [
+        [],
+        ["sampling.guidance_scale=1.5", "sampling.guidance_schedule=linear"],
+        best_of(2),
+        best_of(4),
+        guided(6, (2, 3, "diversity"), (4, 2, "potential")),
+        guided(6, (2, 3, "potential"), (4, 2, "potential")),
+    ],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=int, default=1000, help="images of each arm")
+    parser.add_argument("--aligned", nargs="*", default=[], metavar="ENTRY=CHECKPOINT", help="a run, or its weights")
+    parser.add_argument("--results", type=Path, help="file for the figures as JSON")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    aligned = dict(word.split("=", 1) for word in arguments.aligned)
+    if unknown := aligned.keys() - ARMS.keys():
+        parser.error(f"--aligned names {min(unknown)!r}; known: {', '.join(ARMS)}")
+    found: dict[str, Any] = {
+        "command": f"python benchmarks/search.py --images {arguments.images}",
+        "device": describe_device(),
+        "seed": SEED,
+        "images": arguments.images,
+    }
+    with tempfile.TemporaryDirectory() as name:
+        for entry in ARMS:
+            arms = measure(Path(name) / entry, entry, arguments.images, aligned.get(entry))
+            print(f"--- {entry}\n{text_table(arms)}", flush=True)
+            found[entry] = [summary(arm) for arm in arms]
+    if arguments.results:
+        write_text(arguments.results, json.dumps(found, indent=2) + "\n")
+
+
+def measure(folder: Path, entry: str, images: int, aligned: str | None) -> list[Arm]:
+    base = [f"generator={entry}", f"sampling.seed={SEED}", f"evaluation.num_images={images}"]
+    runs = [("base", [*base, *overrides]) for overrides in ARMS[entry]]
+    if aligned is not None:
+        runs.append(("aligned", [*base, f"generator.checkpoint={aligned}"]))
+    rows = []
+    for label, overrides in runs:
+        config = compose("eval", overrides)
+        generator = make_generator(config.generator)
+        draw, search = make_draw(config.search, generator)
+        judge = Judge(make_task(config.evaluation), config.evaluation.batch_size, folder, draw=draw, search=search)
+        rows.append(judge.score(generator, label, make_sampling(config.sampling), split="report"))
+    return summarize(rows)
+
+
+def summary(arm: Arm) -> dict[str, Any]:
+    (row,) = arm.rows
+    figures = {name: spread.values[SEED] for name in ("fid", "accuracy", "recall") if (spread := arm.metric(name))}
+    return {
+        "label": arm.label,
+        "settings": arm.settings,
+        "forwards_per_image": row.forwards_per_image,
+        "images_per_second": row.images_per_second,
+        **{name: round(value, 3) for name, value in figures.items()},
+    }
+
+
+if __name__ == "__main__":
+    main()
