@@ -56,7 +56,7 @@ def practice_scene(rows: Sequence[Mapping[str, Any]], rng: np.random.Generator) 
     """An image uint8 [32, 32, 3] and what is in it: a prompt out of `rows` as it is asked for, or up to 5 things."""
     if rng.random() < ASKED:
         names = list(COLORS)
-        shapes = lay_out(rows[rng.integers(len(rows))], rng)
+        shapes = lay_out(rows[int(rng.integers(len(rows)))], rng)
         return draw([Thing(silhouette(s.label, s.size, s.size), s.left, s.top, names.index(s.color)) for s in shapes])
     things: list[Thing] = []
     for _ in range(rng.integers(6)):

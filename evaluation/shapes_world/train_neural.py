@@ -1,4 +1,4 @@
-"""Training of the shapes world's held-out judge: two minutes on one CPU core, and the same weights for the same seed.
+"""Training of the shapes world's held-out judge: two to three minutes on one CPU core, and the same weights for the same seed.
 
 Shapes: B batch, H height, W width of the image, h and w those of the network's map, N things in an image.
 """
