@@ -199,8 +199,9 @@ def test_a_recording_is_known_by_what_it_tells() -> None:
     assert fingerprint("right") == fingerprint("right")
 
 
-def test_equal_images_with_other_verdicts_are_refused() -> None:
-    verdicts = [Verdict.from_json(RECORDS[name]) for name in ("right", "missing")]
+@pytest.mark.parametrize("other", ["missing", "placed"])  # other objects; the same objects and another row
+def test_equal_images_with_other_verdicts_are_refused(other: str) -> None:
+    verdicts = [Verdict.from_json(RECORDS[name]) for name in ("right", other)]
     blank = np.zeros((2, 2, 3), np.uint8)
     with pytest.raises(ValueError, match="0000.png are equal images with different verdicts"):
         Recording(verdicts, [blank, blank])
