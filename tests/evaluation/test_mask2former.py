@@ -61,6 +61,14 @@ def test_a_score_is_the_class_times_the_mean_of_the_mask() -> None:
     assert np.array_equal(found.mask, mask_logits[0].numpy() > 0)
 
 
+def test_each_class_has_its_querys_mask() -> None:
+    mask_logits = masks(3, 6, 6)
+    for query in range(3):
+        mask_logits[query, query, query:5] = 9.0
+    found = read(classes((0.1, 0.8, 0.1), (0.1, 0.1, 0.8), (0.7, 0.1, 0.2)), mask_logits, square(6))
+    assert [(one.label, one.box) for one in found] == [("dog", (0, 0, 5, 1)), ("cat", (2, 2, 5, 3))]
+
+
 def test_nothing_is_hidden_between_the_floor_and_a_half() -> None:
     """Also what is more probably nothing, and two classes of one query."""
     found = read(classes((0.35, 0.05, 0.6), (0.33, 0.32, 0.35), (0.29, 0.3, 0.41)), masks(3, 4, 4, 20.0), square(4))
