@@ -37,9 +37,6 @@ def even(images, conditions):
 
 def asked(images, conditions):
     return torch.tensor([row.get("wanted", float("nan")) for row in conditions])
-
-def nothing(images, conditions):
-    return torch.full((len(images),), float("nan"))
 """
 CLASSIFIER = "{name: classifier-log-prob, kwargs: {weights: 'zoo:mnist-llamagen'}}"
 
