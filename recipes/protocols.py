@@ -82,7 +82,6 @@ def _features(section: Section, folder: Path, images_per_prompt: int | None, max
 
 def _geneval(section: Section, folder: Path, images_per_prompt: int | None, max_prompts: int | None) -> PromptProtocol:
     from evaluation.geneval.detectors import make_colors, make_detector
-
     from evaluation.geneval.prompts import make_prompts
     from evaluation.geneval.protocol import GenEvalProtocol
 
@@ -91,6 +90,10 @@ def _geneval(section: Section, folder: Path, images_per_prompt: int | None, max_
     rows = make_prompts() if prompts is None else read_prompts(folder / prompts)
 
     def judge(part: Section) -> tuple[Any, Any]:
+        if part.get("detector") is None:
+            raise ValueError(
+                f"a judge of kind geneval has no detector, but {dict(part)!r:.80}; name one: detector: {{name: NAME}}"
+            )
         colors = part.get("colors")
         return (
             make_detector(**_with_path(part["detector"], folder)),
@@ -104,7 +107,7 @@ def _geneval(section: Section, folder: Path, images_per_prompt: int | None, max_
         spread(rows, max_prompts),
         detector,
         colors,
-        images_per_prompt=images_per_prompt or section["images_per_prompt"],
+        images_per_prompt=_number(section, images_per_prompt),
         held_out=None if held_out is None else judge(held_out),
     )
 
@@ -113,14 +116,13 @@ def _rewards(section: Section, folder: Path, images_per_prompt: int | None, max_
     from recipes.reward_protocol import make_reward_protocol
 
     _refuse_unknown(section, ("prompts", "suite", "rewards", "images_per_prompt"))
-    prompts, rewards = section["prompts"], section["rewards"]
+    prompts, rewards = section.get("prompts"), section.get("rewards")
     if not prompts or not rewards:
         raise ValueError(
             "this protocol is prompts and the rewards that judge their images; give both: prompts=FILE 'rewards=[{name: clip_score}]'"
         )
     source = folder / prompts if isinstance(prompts, str) else prompts
-    number = images_per_prompt or section["images_per_prompt"]
-    protocol = make_reward_protocol(source, rewards, number, section.get("suite"))
+    protocol = make_reward_protocol(source, rewards, _number(section, images_per_prompt), section.get("suite"))
     return replace(protocol, rows=spread(protocol.rows, max_prompts))
 
 
@@ -137,6 +139,15 @@ def spread(rows: Sequence[Row], number: int | None) -> Sequence[Row]:
     if number is None or number >= len(rows):
         return rows
     return [rows[order * len(rows) // number] for order in range(number)]
+
+
+def _number(section: Section, images_per_prompt: int | None) -> int:
+    number = images_per_prompt or section.get("images_per_prompt")
+    if number is None:
+        raise ValueError(
+            f"the protocol of kind {section['kind']} does not say how many images a prompt gets; set evaluation.images_per_prompt"
+        )
+    return int(number)
 
 
 def _refuse_unknown(section: Section, known: tuple[str, ...]) -> None:

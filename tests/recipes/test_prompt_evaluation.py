@@ -284,6 +284,15 @@ def test_an_entry_without_a_protocol_is_named(tmp_path: Path) -> None:
         make_protocol(f"zoo:{tmp_path}")
 
 
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("detector", "has no detector"), ("images_per_prompt", "set evaluation.images_per_prompt")],
+)
+def test_what_a_protocol_lacks_is_named(missing: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_protocol({name: value for name, value in GENEVAL.items() if name not in (missing, "prompts")})
+
+
 def test_subsets_are_spread_over_all_tags() -> None:
     section = {**GENEVAL, "prompts": None, "detector": {"name": "toy.py:detector"}, "colors": {"name": "toy.py:colors"}}
     Path("toy.py").write_text(
