@@ -27,7 +27,7 @@ from align.generators import (
     VARConfig,
     janus_keys,
 )
-from align.generators.captions import TextEncoder, attach_text_encoder
+from align.generators.captions import CaptionConditional, TextEncoder, attach_text_encoder
 from align.generators.janus_config import read_settings
 from align.generators.janus_prompts import PromptTokenizer
 from align.generators.published import describe
@@ -155,7 +155,7 @@ def load_generator(
             f"unknown generator {name!r}; known zoo entries: {', '.join(zoo_entries()) or 'none'}; families: {', '.join(FAMILIES)}. Try: align zoo"
         )
     generator = _load(family, read_tensors(Path(checkpoint)), tokenizer_checkpoint, dtype, config)
-    if text_encoder is None and reads is not None:
+    if text_encoder is None and reads is not None and isinstance(generator, CaptionConditional):
         # pretrained together with the generator: in float32, on captions as they are
         width, own = generator.caption_shape[0], zoo_entry(name) / reads
         text_encoder = T5TextEncoder(own, max_length=width, clean=False, device=device, dtype=torch.float32)

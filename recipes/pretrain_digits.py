@@ -16,6 +16,7 @@ from torch import Tensor
 
 from align.checkpoints import load_generator
 from align.data import Codes, TrainingStream
+from align.data.codes import Labels
 from align.data.mnist import NUM_CLASSES, Digits, deformed, load_mnist
 from align.files import sha256_of_tensors, write_text
 from align.generators import VAR, LlamaGen, LlamaGenConfig, VARConfig
@@ -171,7 +172,7 @@ def save_reward_reference(folder: Path, images_NHWC: Tensor) -> None:
     reference.moments.save(folder / REWARD_REFERENCE)
 
 
-def _nll(generator: Any, tokens_NL: Tensor, labels_N: Tensor) -> float:
+def _nll(generator: Any, tokens_NL: Tensor, labels_N: Labels) -> float:
     with torch.no_grad():
         condition = generator.encode_condition(labels_N)
         return -token_logprobs(generator(tokens_NL, condition), tokens_NL).mean().item()

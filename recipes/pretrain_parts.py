@@ -41,7 +41,7 @@ class Stage:
 
 def make_tokenizer(config: DictConfig, images: Tensor, seed: int, folder: Path) -> Tokenizer:
     settings: dict[str, Any] = OmegaConf.to_container(config)  # type: ignore[assignment]
-    training = {key: settings.pop(key) for key in ("steps", "batch_size", "learning_rate")}
+    training = {key: settings.pop(key) for key in ("steps", "batch_size", "learning_rate", "rate") if key in settings}
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     patch_nums = settings.get("patch_nums")
     sizes = VQConfig(**settings) if patch_nums is None else MultiscaleVQConfig(**settings)

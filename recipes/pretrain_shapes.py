@@ -7,6 +7,8 @@ evaluation ask for are two disjoint parts of it (evaluation/shapes_world/prompts
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from align.training.text_to_image import train_text_to_image
 from evaluation.geneval.requests import TAGS
 from evaluation.prompted import PromptProtocol
 from evaluation.protocol import Protocol
-from evaluation.results import read_results
+from evaluation.results import ResultRow, read_results
 from evaluation.shapes_world import lay_out, prompt_rows, render
 from evaluation.shapes_world.neural import save_neural_shapes
 from evaluation.shapes_world.prompts import all_rows, vocabulary
@@ -62,13 +64,14 @@ def pretrain_on_shapes(config: DictConfig, run: Run) -> dict[str, Any]:
             run.folder / FILES["codes"]
         )
     with Stage("generator", facts):
-        generator = _generator(config, tokens[HELD_OUT:], captions[HELD_OUT:], tokenizer, run.folder)
+        made = _generator(config, tokens[HELD_OUT:], captions[HELD_OUT:], tokenizer, run.folder)
     with Stage("judge", facts):
         _judge(config.judge_network, run.folder)
-    write_text(run.folder / "config.json", json.dumps(_entry(generator, config), indent=2) + "\n")
+    write_text(run.folder / "config.json", json.dumps(_entry(made, config), indent=2) + "\n")
     with Stage("evaluation", facts):
         # everything is loaded back from its file: what is measured is what ships
         generator = load_generator(str(run.folder))
+        assert isinstance(generator, LlamaGenT2I)
         protocol = make_protocol(f"zoo:{run.folder}")
         assert not isinstance(protocol, Protocol)
         facts["ceiling"] = ceiling(protocol, generator, config.seed)
@@ -77,7 +80,7 @@ def pretrain_on_shapes(config: DictConfig, run: Run) -> dict[str, Any]:
         )
         judge = Judge(PromptTask(protocol), config.evaluation.batch_size, run.folder)
         base_settings(judge, generator, config.evaluation)
-        rows = read_results(run.folder / "results.jsonl")
+        rows = _without_verdicts(run.folder)
     write_text(run.folder / "card.md", card(generator, run.record, facts, rows))
     return facts
 
@@ -166,6 +169,14 @@ def _entry(generator: LlamaGenT2I, config: DictConfig) -> dict[str, Any]:
             "held_out": {"detector": second, "colors": second},
         },
     }
+
+
+def _without_verdicts(folder: Path) -> list[ResultRow]:
+    """The entry's result rows; verdicts on single images are too many to ship."""
+    shutil.rmtree(folder / "verdicts")
+    rows = [replace(row, verdicts=None) for row in read_results(folder / "results.jsonl")]
+    write_text(folder / "results.jsonl", "".join(json.dumps(row.to_json()) + "\n" for row in rows))
+    return rows
 
 
 def ceiling(protocol: PromptProtocol, generator: Generator, seed: int) -> dict[str, dict[str, float]]:

@@ -13,6 +13,11 @@ from torch import Tensor
 from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
 from align.tokenizers.multiscale_vq import shrink
 
+_RAREST = 1e-3  # share of a code below which it costs no more
+_NEXT = 0.1  # squared distance of unit vectors below which two codes say the same
+_SETTLED = 0.9  # of the steps
+_DECAY = 0.99  # of the running shares
+
 
 def train_tokenizer(
     images_NHWC: Tensor,
@@ -22,6 +27,7 @@ def train_tokenizer(
     batch_size: int,
     learning_rate: float,
     commitment: float = 0.25,
+    rate: float = 0.0,
     revive_every: int = 50,
     seed: int = 0,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
@@ -34,6 +40,10 @@ def train_tokenizer(
 
     Args:
         images_NHWC: uint8 [N, H, W, 3].
+        rate: of a VQTokenizer, squared distance that a code may be farther away for each nat that it is commoner
+            (entropy-constrained quantisation, Chou et al. 1989); codes that end up side by side are merged. An encoder
+            that sees the whole image writes some of it into every token; at a price, what looks alike gets like tokens,
+            which a generator learns far sooner.
         on_step: called with (step, {"reconstruction": MSE on [-1, 1], "codes_used": share of the codebook}).
     """
     rng = np.random.default_rng([seed, 0])
@@ -43,23 +53,33 @@ def train_tokenizer(
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     used = torch.zeros(config.codebook_size)
+    shares_V = torch.full((config.codebook_size,), 1 / config.codebook_size)
     tokenizer.train()
     for step in range(steps):
         rows = torch.from_numpy(rng.integers(len(images_NHWC), size=batch_size))
         images = images_NHWC[rows].permute(0, 3, 1, 2).float() / 127.5 - 1
-        quantised = _quantise(tokenizer, tokenizer.latents(images), commitment)
+        # towards the end codes are chosen as they will be, by distance alone
+        priced = rate > 0 and step < int(_SETTLED * steps)
+        if rate > 0 and step == int(_SETTLED * steps):
+            _merge(tokenizer.quantize.embedding.weight, shares_V)
+        price_V = -rate * shares_V.clamp(min=_RAREST).log() if priced else None
+        quantised = _quantise(tokenizer, tokenizer.latents(images), commitment, price_V)
         reconstruction = F.mse_loss(tokenizer.decode_latents(quantised.latents), images)
         optimizer.zero_grad()
         (reconstruction + quantised.loss).backward()
         torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        used += torch.bincount(quantised.tokens, minlength=config.codebook_size)
+        counts_V = torch.bincount(quantised.tokens, minlength=config.codebook_size)
+        used += counts_V
+        shares_V = _DECAY * shares_V + (1 - _DECAY) * counts_V / counts_V.sum()
         if on_step:
             on_step(step + 1, {"reconstruction": reconstruction.item(), "codes_used": (used > 0).float().mean().item()})
         if (step + 1) % revive_every == 0 and step + 1 <= 0.75 * steps:
             _revive(tokenizer.quantize.embedding.weight, used, quantised.seen, rng)
             used.zero_()
+    if rate > 0:
+        _merge(tokenizer.quantize.embedding.weight, shares_V)  # copies that their original has moved away from
     return tokenizer.eval()
 
 
@@ -75,11 +95,16 @@ class _Quantised:
     loss: Tensor
 
 
-def _quantise(tokenizer: VQTokenizer | MultiscaleVQTokenizer, latents: Tensor, commitment: float) -> _Quantised:
+def _quantise(
+    tokenizer: VQTokenizer | MultiscaleVQTokenizer, latents: Tensor, commitment: float, price_V: Tensor | None
+) -> _Quantised:
     if isinstance(tokenizer, MultiscaleVQTokenizer):
         return _quantise_scales(tokenizer, latents, commitment)
     latents = F.normalize(latents, dim=1)
-    tokens = tokenizer.quantize.nearest(latents)
+    if price_V is None:
+        tokens = tokenizer.quantize.nearest(latents)
+    else:  # between unit vectors the squared distance is 2 - 2 cos
+        tokens = (2 * latents.movedim(1, -1) @ tokenizer.quantize.codes.T - price_V).argmax(dim=-1)
     codes = tokenizer.quantize.lookup(tokens).movedim(-1, 1)
     return _Quantised(
         latents + (codes - latents).detach(),
@@ -111,3 +136,16 @@ def _revive(codes_VD: Tensor, used_V: Tensor, seen: list[Tensor], rng: np.random
     with torch.no_grad():
         for rows, vectors in zip(dead, seen, strict=True):
             codes_VD[torch.from_numpy(rows)] = vectors[torch.from_numpy(rng.integers(len(vectors), size=len(rows)))]
+
+
+def _merge(codes_VD: Tensor, shares_V: Tensor) -> None:
+    """Codes next to a commoner one become copies of it; of equal codes the first is chosen, so that these fall silent."""
+    with torch.no_grad():
+        codes_VD.copy_(F.normalize(codes_VD, dim=-1))
+        kept: list[int] = []
+        for code in shares_V.argsort(descending=True).tolist():
+            near = [other for other in kept if (codes_VD[code] - codes_VD[other]).square().sum() < _NEXT]
+            if near:
+                codes_VD[code] = codes_VD[near[0]]
+            else:
+                kept.append(code)

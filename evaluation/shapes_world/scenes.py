@@ -61,7 +61,7 @@ def silhouette(label: str, height: int, width: int) -> np.ndarray:
     if label == "triangle":
         return np.abs(u) <= (v + 0.5 + 0.51 / height) / 2  # its point is a pixel or two, not less than one
     if label == "cross":
-        return (np.abs(u) <= 0.19) | (np.abs(v) <= 0.19)
+        return (np.abs(u) <= 0.17) | (np.abs(v) <= 0.17)
     raise ValueError(f"unknown shape {label!r}; known: {', '.join(SHAPES)}")
 
 
