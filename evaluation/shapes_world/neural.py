@@ -108,6 +108,11 @@ class NeuralShapeDetector:
     def __init__(self, net: NeuralShapes) -> None:
         self.net = net
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the network's weights."""
+        return self.net.fingerprint
+
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
         """Images may differ in size.
@@ -125,6 +130,11 @@ class NeuralShapeColors:
 
     def __init__(self, net: NeuralShapes) -> None:
         self.net = net
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the network's weights."""
+        return self.net.fingerprint
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray, detections: Sequence[Detection], label: str) -> list[str]:
