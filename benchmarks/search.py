@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +91,21 @@ def main() -> None:
 
 
 def measure(folder: Path, entry: str, images: int, aligned: str | None) -> list[Arm]:
-    base = [f"generator={entry}", f"sampling.seed={SEED}", f"evaluation.num_images={images}"]
-    runs = [("base", [*base, *overrides]) for overrides in ARMS[entry]]
-    if aligned is not None:
-        runs.append(("aligned", [*base, f"generator.checkpoint={aligned}"]))
+    given = [f"generator={entry}", f"sampling.seed={SEED}", f"evaluation.num_images={images}"]
+    config = compose("eval", given)
+    task, generator = make_task(config.evaluation), make_generator(config.generator)
+    judge = Judge(task, config.evaluation.batch_size, folder)
     rows = []
-    for label, overrides in runs:
-        config = compose("eval", overrides)
-        generator = make_generator(config.generator)
+    for overrides in ARMS[entry]:
+        config = compose("eval", [*given, *overrides])
         draw, search = make_draw(config.search, generator)
-        judge = Judge(make_task(config.evaluation), config.evaluation.batch_size, folder, draw=draw, search=search)
-        rows.append(judge.score(generator, label, make_sampling(config.sampling), split="report"))
+        arm = replace(judge, draw=draw, search=search)
+        rows.append(arm.score(generator, "base", make_sampling(config.sampling), split="report"))
+    if aligned is not None:
+        config = compose("eval", [*given, f"generator.checkpoint={aligned}"])
+        rows.append(
+            judge.score(make_generator(config.generator), "aligned", make_sampling(config.sampling), split="report")
+        )
     return summarize(rows)
 
 
