@@ -22,6 +22,7 @@ NONE, UNDECIDED = 0, -1  # kinds of things; 1 and above are shapes
 AGREEMENT = (0.68, 0.82)
 ASKED = 0.25  # share of scenes that show a prompt, with whole shapes only
 _SIZES = (7, 8, 8, 8, 9, 10, 10, 10, 11)
+_NEAR, _FAR = 0.15, 0.35  # how far from the middle shapes are cut, in sides of their box
 _COLORS = np.array([*COLORS.values()], dtype=np.float64)
 
 
@@ -157,41 +158,43 @@ def _form(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _spoiled(mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
     height, width = mask.shape
-    half = _half_plane(height, width, rng)
+    half = _half_plane(height, width, rng, _FAR)
     other = silhouette(str(rng.choice(SHAPES)), height, width)
-    match rng.integers(10):
-        case 0 | 1:  # in two colours
+    # what a network is slow to refuse comes most often: its outline is that of a whole shape
+    match rng.integers(15):
+        case 0 | 1 | 2 | 3:  # in two colours, too evenly for a whole shape in either
+            half = _half_plane(height, width, rng, _NEAR)
             return mask & half, mask & ~half
-        case 2:  # a part of it
+        case 4:  # a part of it
             return mask & half, None
-        case 3:  # half of one shape, half of another
+        case 5:  # half of one shape, half of another
             return np.where(half, mask, other), None
-        case 4:  # a piece is missing
+        case 6:  # a piece is missing
             top, left = rng.integers(height - 2), rng.integers(width - 2)
             holed = mask.copy()
             holed[top : top + rng.integers(2, height), left : left + rng.integers(2, width)] = False
             return holed, None
-        case 5:  # specks are missing, or it is frayed
+        case 7 | 8 | 9:  # specks are missing, or it is frayed
             specks = rng.random(mask.shape) < rng.uniform(0.05, 0.5)
             return (mask & ~specks if rng.random() < 0.5 else mask ^ specks), None
-        case 6:  # the same in blocks of 2x2 pixels
+        case 10 | 11:  # the same in blocks of 2x2 pixels
             blocks = rng.random((height // 2 + 1, width // 2 + 1)) < rng.uniform(0.05, 0.5)
             coarse = blocks.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
             return (mask & ~coarse if rng.random() < 0.5 else mask ^ coarse), None
-        case 7:  # the outline only
+        case 12:  # the outline only
             return mask & ~ndimage.binary_erosion(mask, iterations=int(rng.integers(1, 3))), None
-        case 8:  # upside down, lying, or a diamond
+        case 13:  # upside down, lying, or a diamond
             return _turned(mask, rng), None
         case _:  # a blob
             field = ndimage.gaussian_filter(rng.normal(size=mask.shape), rng.uniform(1, 2.5), mode="constant")
             return field > np.quantile(field, rng.uniform(0.2, 0.6)), None
 
 
-def _half_plane(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """bool [h, w]: one side of a line that passes not far from the middle."""
+def _half_plane(height: int, width: int, rng: np.random.Generator, reach: float) -> np.ndarray:
+    """bool [h, w]: one side of a line that passes the middle at up to `reach` of the box's side."""
     v, u = ((np.arange(length) + 0.5) / length - 0.5 for length in (height, width))
     angle = rng.uniform(0, 2 * np.pi)
-    return np.cos(angle) * u[None, :] + np.sin(angle) * v[:, None] > rng.uniform(-0.35, 0.35)
+    return np.cos(angle) * u[None, :] + np.sin(angle) * v[:, None] > rng.uniform(-reach, reach)
 
 
 def _turned(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
