@@ -46,7 +46,9 @@ def make_rows(
         )
     if not isinstance(prompts, str) and not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"prompts is {list(prompts)!r:.80}; it must be a list of texts, or the path of a file of them")
-    rows = read_prompts(prompt_file(prompts)) if isinstance(prompts, str) else [{"prompt": prompt} for prompt in prompts]
+    rows = (
+        read_prompts(prompt_file(prompts)) if isinstance(prompts, str) else [{"prompt": prompt} for prompt in prompts]
+    )
     return [rows[index % len(rows)] for index in range(len(rows) if number is None else number)]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from align.checkpoints import FAMILIES, load_tokenizer, zoo_entry
+from align.checkpoints import FAMILIES, load_tokenizer
 from align.data.crops import Crop
 from align.data.encode import describe_encoding, encode_shards
 from align.data.readers import Columns, ImageSource, open_images
@@ -25,6 +25,7 @@ from align.data.shards import MANIFEST, SETTINGS, ShardWriter
 from align.progress import progress_bar
 from align.tokenizers import BSQTokenizer, MultiscaleVQTokenizer, VQTokenizer
 from align.tokenizers.multiscale_vq import SCALES_256, SCALES_512
+from align.zoo_entries import zoo_entry
 from recipes.config import compose, with_path
 from recipes.run import Run, num_processes, pick_device, process_index, say
 

@@ -8,22 +8,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from transformers.utils import logging
 
 from align import load_generator
-from align.checkpoints import zoo_entries
 from align.data.prompts import read_prompts
 from align.files import sha256_of_tensors
+from align.zoo_entries import zoo_entries
 from evaluation.results import read_results
-from recipes.conditions import read_class_names
+from recipes.conditions import prompt_file, read_class_names
 from recipes.reward_settings import make_rewards
 from rewards.base import Reward
 from rewards.catalog import catalog
 from rewards.findings import Finding, error, ok, warning
 from rewards.probes import IMAGES, NOT_PROBED, PROBES, is_near, probe, scores_of, stored_images, stored_scores
 
-DIGITS = 28  # pixels of each side of what the shipped generators draw
 FITS = (
     "install the versions that this one was tested with, or find what changed: its figures do not compare with others'"
 )
@@ -82,15 +82,18 @@ def record() -> dict[str, list[float]]:
 
 def look_at_configured(config: DictConfig) -> Iterator[Finding]:
     """The rewards that a training names, with their own weights and workers, twice on the stored images."""
-    shipped = config.generator.name in zoo_entries()
+    size, num_classes = 64, 1000
     try:
+        if config.generator.name in zoo_entries():
+            generator = load_generator(config.generator.name)
+            size = generator.decode(torch.zeros(1, generator.layout.length, dtype=torch.long)).shape[1]
+            num_classes = generator.num_classes or 0
         rewards = make_rewards(config.reward).rewards
-        rows = _rows(config, num_classes=10 if shipped else 1000)
+        rows = _rows(config, num_classes=num_classes)
     except (ValueError, OSError) as problem:
         advice = "mend the settings under reward or data; align rewards show NAME tells a reward's"
         yield error("reward", str(problem), advice)
         return
-    size = DIGITS if shipped else 64
     for reward in rewards:
         yield from _workers(reward)
         yield _tried(reward, rows, size)
@@ -99,7 +102,7 @@ def look_at_configured(config: DictConfig) -> Iterator[Finding]:
 def _rows(config: DictConfig, *, num_classes: int) -> list[dict[str, Any]]:
     """The first prompts, or classes, with the columns that a training gives them."""
     if (prompts := config.data.get("prompts")) is not None:
-        return (read_prompts(prompts) * len(IMAGES))[: len(IMAGES)]
+        return (read_prompts(prompt_file(prompts)) * len(IMAGES))[: len(IMAGES)]
     rows: list[dict[str, Any]] = [{"label": label} for label in range(len(IMAGES))]
     if (source := config.reward.class_names) is not None:
         for row, name in zip(rows, read_class_names(source, number=num_classes), strict=False):

@@ -10,12 +10,13 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from align.checkpoints import load_generator, zoo_entry
+from align.checkpoints import load_generator
 from align.files import sha256_of_tensors
 from align.generators import Generator
 from align.training.adapters import merge_saved_adapters
 from align.training.inputs import Objective
 from align.types import SamplingConfig
+from align.zoo_entries import zoo_entry
 from recipes.exports import resolve_checkpoint
 from recipes.run import pick_device
 

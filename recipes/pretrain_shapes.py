@@ -52,7 +52,9 @@ def pretrain_on_shapes(config: DictConfig, run: Run) -> dict[str, Any]:
     """Fill the run's folder with an entry and its card; the facts that belong into run.json."""
     facts: dict[str, Any] = {"seconds": {}}
     with Stage("scenes", facts):
-        images, captions = scenes(config.scenes.number + HELD_OUT, seed=config.seed)
+        images, captions = scenes(
+            config.scenes.number + HELD_OUT, seed=config.seed, mislabelled=config.scenes.mislabelled
+        )
         write_prompts(run.folder)
     with Stage("tokenizer", facts):
         tokenizer = make_tokenizer(config.tokenizer, images[HELD_OUT:], config.seed, run.folder)
@@ -85,14 +87,23 @@ def pretrain_on_shapes(config: DictConfig, run: Run) -> dict[str, Any]:
     return facts
 
 
-def scenes(number: int, *, seed: int) -> tuple[Tensor, list[str]]:
-    """uint8 [number, 32, 32, 3] and their captions: each tag in turn, rows of a tag at random."""
+def scenes(number: int, *, seed: int, mislabelled: float) -> tuple[Tensor, list[str]]:
+    """uint8 [number, 32, 32, 3] and their captions: each tag in turn, rows of a tag at random.
+
+    A share `mislabelled` of them has the caption of another scene, as captions gathered on the web do: what a generator
+    learns from them without guidance is as unreliable.
+    """
     rng = np.random.default_rng(seed)
     by_tag = [[row for row in all_rows() if row["tag"] == tag] for tag in TAGS]
     rows = [by_tag[index % len(TAGS)][rng.integers(len(by_tag[index % len(TAGS)]))] for index in range(number)]
     images = np.stack([render(lay_out(row, rng)) for row in rows])
     order = rng.permutation(number)
-    return torch.from_numpy(images[order]), [rows[index]["prompt"] for index in order]
+    captions = [rows[index]["prompt"] for index in order]
+    swapped = np.flatnonzero(rng.random(number) < mislabelled)
+    wrong = [captions[index] for index in rng.permutation(swapped)]
+    for index, caption in zip(swapped, wrong, strict=True):
+        captions[index] = caption
+    return torch.from_numpy(images[order]), captions
 
 
 def write_prompts(folder: Path) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from align.checkpoints import zoo_entry
 from align.data.prompts import read_prompts
+from align.zoo_entries import zoo_entry
 from evaluation.classifier import load_classifier
 from evaluation.prompted import PromptProtocol
 from evaluation.protocol import Protocol, Reference, self_check

@@ -6,7 +6,7 @@ import json
 import tomllib
 from pathlib import Path
 
-from align.checkpoints import zoo_entries
+from align.zoo_entries import zoo_entries
 from recipes.parts import zoo_file
 
 ROOT = Path(__file__).parent.parent
@@ -20,14 +20,15 @@ def packaged(package: str) -> set[Path]:
 def test_the_zoo_is_packaged() -> None:
     for folder in zoo_entries().values():
         entry = json.loads((folder / "config.json").read_text())
-        names = [entry[name] for name in ("generator", "tokenizer", "codes")]
-        # an entry may name another one that it is judged and rewarded by
-        names += [entry[key] for key in ("reward", "reward_reference") if not entry[key].startswith("zoo:")]
-        if isinstance(entry["protocol"], dict):
-            names += [entry["protocol"][name] for name in ("extractor", "reference")]
-        else:
+        # what an entry names lies in it, or is another entry's that it is judged and rewarded by
+        names = [path.name for path in folder.iterdir() if path.is_file()]
+        told = [value for key, value in entry.items() if key not in ("family", "config", "protocol")]
+        assert all(value.startswith("zoo:") or (folder / value).exists() for value in told)
+        if isinstance(entry["protocol"], str):
             assert zoo_file(entry["protocol"], "reward").exists()
             assert zoo_file(entry["protocol"], "reward_reference").exists()
+        if "text_encoder" in entry:
+            names += [f"{entry['text_encoder']}/{path.name}" for path in (folder / entry["text_encoder"]).iterdir()]
         assert {folder / name for name in (*names, "config.json", "card.md")} <= packaged("align")
 
 

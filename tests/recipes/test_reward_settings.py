@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from align.checkpoints import zoo_entry
+from align.zoo_entries import zoo_entry
 from evaluation.shapes_world.neural import NeuralShapes, save_neural_shapes
 from recipes.reward_settings import make_rewards, with_zoo_files
 from rewards.base import Gate

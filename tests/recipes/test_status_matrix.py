@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import FAMILIES, SHORT, checkpoint, data
 
-from align.checkpoints import zoo_entries
+from align.zoo_entries import zoo_entries
 from recipes.cli import main
 
 ROOT = Path(__file__).parents[2]

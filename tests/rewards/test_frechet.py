@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from align.checkpoints import zoo_entry
 from align.data.mnist import load_mnist
+from align.zoo_entries import zoo_entry
 from evaluation.classifier import DigitClassifier, save_classifier
 from evaluation.metrics import frechet_distance
 from evaluation.protocol import ReferenceMoments, make_reference
