@@ -28,7 +28,14 @@ RULES: dict[str, set[str]] = {
     "align.sampling": {"align.types", "align.generators"},
     "align.shapes": set(),
     "align.zoo_entries": set(),
-    "align.checkpoints": {"align.zoo_entries", "align.shapes", "align.tensor_files", "align.generators", "align.text", "align.tokenizers"},
+    "align.checkpoints": {
+        "align.zoo_entries",
+        "align.shapes",
+        "align.tensor_files",
+        "align.generators",
+        "align.text",
+        "align.tokenizers",
+    },
     "align.data": {"align.files", "align.fingerprints", "align.checkpoints", "align.sampling"},
     "align.training": {
         *(

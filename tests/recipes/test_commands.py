@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from align import load_generator
+from align.data.prompts import read_prompts
 from align.tensor_files import read_tensors
 from evaluation.results import read_results
 from recipes.choices import options
@@ -26,12 +27,20 @@ from recipes.parts import zoo_file
 from recipes.protocols import make_protocol
 
 EXPERIMENTS = [name for name in options("experiment") if name.startswith("mnist/")]
+SHAPES = [name for name in options("experiment") if name.startswith("shapes/")]
 QUICK = ("mnist/cca",)  # an evaluation takes seconds; the others' parts are tested by themselves
 # the fewest images that a Fréchet distance in 64 features takes
 FEW = [
     "evaluation.num_images=70",
     "evaluation.guidance_scales=[2.0]",
     "evaluation.temperatures=[0.8]",
+    "evaluation.aligned_guidance_scales=[]",
+]
+FEW_PROMPTS = [
+    "evaluation.max_prompts=6",
+    "evaluation.images_per_prompt=1",
+    "evaluation.guidance_scales=[2.0]",
+    "evaluation.temperatures=[]",
     "evaluation.aligned_guidance_scales=[]",
 ]
 SHORT = [
@@ -80,6 +89,16 @@ def test_every_experiment_runs_two_steps(experiment: str) -> None:
     )
     assert exported.tensors.keys() - added == base.keys()
     assert any(not torch.equal(exported.tensors[name], base[name]) for name in base)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", SHAPES)
+def test_every_experiment_with_prompts_runs_two_steps(experiment: str) -> None:
+    run("train", f"experiment={experiment}", "output_dir=run", *SHORT, *FEW_PROMPTS)
+    rows = [row for row in read_results(Path("run/results.jsonl")) if row.split == "report"]
+    assert {(row.label, row.guidance_scale) for row in rows} == {("base", 1.0), ("base", 2.0), ("aligned", 1.0)}
+    assert {row.protocol for row in rows} == {"geneval-shapes"}
+    assert Path("run/report.html").exists()
 
 
 def test_adapters_are_trained_against_the_policy_without_them_and_merged() -> None:
@@ -304,6 +323,31 @@ def test_the_zoo_entry_is_made_from_nothing(entry: str, own: list[str]) -> None:
     assert make_protocol("zoo:made").name == "mnist-cnn"
     assert zoo_file("zoo:made", "reward").parent.name == ("made" if own else "mnist-llamagen")
     run("train", "generator.name=made", "evaluation.protocol=zoo:made", "output_dir=run", *SHORT, *FEW)
+    run("zoo", "made")
+
+
+@pytest.mark.slow
+def test_the_entry_of_shapes_is_made_from_nothing() -> None:
+    """As above, of text: with its own text encoder, prompts and learnt judge; and what it leaves is aligned and judged."""
+    few = ["scenes.number=200", "scenes.shipped=64", "tokenizer.steps=2", "generator.steps=2", "generator.batch_size=4"]
+    few += [
+        "judge_network.steps=2",
+        "images_per_prompt=1",
+        "evaluation.guidance_scales=[2.0]",
+        "evaluation.temperatures=[]",
+    ]
+    run("pretrain", "experiment=zoo/shapes-t2i", "output_dir=made", *few)
+    protocol = make_protocol("zoo:made")
+    assert (protocol.name, len(protocol.rows)) == ("geneval-shapes", 144)  # type: ignore[union-attr]
+    asked = {row["prompt"] for row in read_prompts(zoo_file("zoo:made", "prompts"))}
+    assert asked.isdisjoint(row["prompt"] for row in protocol.rows)  # type: ignore[union-attr]
+    assert not Path("made/verdicts").exists()
+    assert "a T5 of 25 words" in Path("made/card.md").read_text()
+    made = ["generator.name=made", "evaluation.protocol=zoo:made", "reward.judge=zoo:made", "preflight=false"]
+    run("train", "experiment=shapes/grpo", "output_dir=run", *made, *SHORT, *FEW_PROMPTS)
+    rows = read_results(Path("run/results.jsonl"))
+    assert {row.label for row in rows} == {"base", "aligned"}
+    assert {"geneval", "held-out"} <= {key.partition("_")[0] for key in rows[0].metrics}
     run("zoo", "made")
 
 
