@@ -4,7 +4,7 @@ The row is appended to output_dir/results.jsonl, the first images go to output_d
 prompts to output_dir/verdicts/, and report.html is written anew.
 For example: align eval generator.checkpoint=runs/mnist/cca label=aligned
 Of generators of text: align eval generator=llamagen-t2i ... evaluation=geneval
-By rewards, on prompts of your own: align eval generator=llamagen-t2i ... prompts=FILE 'rewards=[{name: clip_score}]'
+By rewards, on prompts of your own: align eval generator=llamagen-t2i ... prompts=FILE 'rewards=[{name: clip-score, kwargs: {model: MODEL}}]'
 The best of four of each image: align eval search=best_of_n search.n=4 'search.reward.rewards=[{name: NAME}]'; the judge that
 selects must not be the one that is reported, and the row names it
 Of images from elsewhere, in GenEval's folders: align eval images=FOLDER evaluation=geneval label=theirs

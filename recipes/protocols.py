@@ -119,7 +119,7 @@ def _rewards(section: Section, folder: Path, images_per_prompt: int | None, max_
     prompts, rewards = section.get("prompts"), section.get("rewards")
     if not prompts or not rewards:
         raise ValueError(
-            "this protocol is prompts and the rewards that judge their images; give both: prompts=FILE 'rewards=[{name: clip_score}]'"
+            "this protocol is prompts and the rewards that judge their images; give both: prompts=FILE 'rewards=[{name: clip-score, kwargs: {model: MODEL}}]'"
         )
     source = folder / prompts if isinstance(prompts, str) else prompts
     protocol = make_reward_protocol(source, rewards, _number(section, images_per_prompt), section.get("suite"))
