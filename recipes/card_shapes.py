@@ -26,7 +26,7 @@ def card(
 Pretrained by us, for tests and demonstrations. The architecture and the file format are LlamaGen's text-to-image ones at
 a small size; the text encoder is a T5 of the same kind as flan-t5, trained along with it, that knows whole words only.
 
-- Command: `{record["command"]}`
+- Command: `{record["command"].removesuffix(" resume=auto")}`
 - Data: {config["scenes"]["number"]:,} scenes of 32x32 pixels with one to four shapes (evaluation/shapes_world), drawn at random, with a
   caption each in GenEval's grammar; another 1,000 held out. {100 * config["scenes"]["mislabelled"]:g} % of the captions are another scene's, as
   captions of the web are: without guidance the generator is as unreliable as they. The two sets of prompts, for alignment and for evaluation, share

@@ -22,6 +22,10 @@ def main(overrides: list[str]) -> None:
         raise ValueError(f"unknown world {config.world!r}; known: {', '.join(WORLDS)}")
     if "tokenizer" not in config:
         raise ValueError("nothing to pretrain: name an entry, as in experiment=zoo/mnist-llamagen")
+    if config.resume not in (None, "auto") or (config.resume and config.world != "shapes"):
+        raise ValueError(
+            f"resume is {config.resume!r}; known: null, and for world=shapes auto (go on after the last whole part)"
+        )
     run = Run(config, kind="pretrain", overrides=overrides)
     facts = WORLDS[config.world](config, run)
     run.update(status="finished", facts=facts)

@@ -30,7 +30,7 @@ from evaluation.results import ResultRow, read_results
 from evaluation.train_classifier import train_classifier
 from recipes.card_digits import card
 from recipes.judge import Judge, base_settings
-from recipes.pretrain_parts import FILES, Stage, Tokenizer, make_tokenizer, tokenizer_facts
+from recipes.pretrain_parts import FILES, Stages, Tokenizer, make_tokenizer, tokenizer_facts
 from recipes.protocols import make_class_protocol
 from recipes.run import Run
 from recipes.supplies import Supplies
@@ -46,16 +46,17 @@ CLASSIFIERS = {EVALUATOR: ("conv3x3", 0), REWARD: ("strided5x5", 1)}
 def pretrain_on_digits(config: DictConfig, run: Run) -> dict[str, Any]:
     """Fill the run's folder with an entry and its card; the facts that belong into run.json."""
     train, held_out = load_mnist("train"), load_mnist("held_out")
-    facts: dict[str, Any] = {"seconds": {}}
+    stages = Stages(run.folder)
+    facts = stages.facts
 
-    with Stage("tokenizer", facts):
+    with stages.step("tokenizer"):
         tokenizer = make_tokenizer(config.tokenizer, train.images_NHWC, config.seed, run.folder)
         codes = Codes(
             tokenizer.encode_images(train.images_NHWC), train.labels_N, sha256_of_tensors(tokenizer.state_dict())
         )
         codes.save(run.folder / FILES["codes"])
         facts |= tokenizer_facts(tokenizer, held_out.images_NHWC)
-    with Stage("generator", facts):
+    with stages.step("generator"):
         copies = [
             tokenizer.encode_images(deformed(train.images_NHWC, seed=copy))
             for copy in range(config.generator.deformed_copies)
@@ -64,7 +65,7 @@ def pretrain_on_digits(config: DictConfig, run: Run) -> dict[str, Any]:
         generator = _generator(config.generator, more, tokenizer, config.seed, run.folder)
     judged: dict[str, Any] = {"reward": config.judge, "reward_reference": config.judge, "protocol": config.judge}
     if config.judge is None:
-        with Stage("classifiers", facts):
+        with stages.step("classifiers"):
             _classifiers(config.classifiers, train, held_out, run.folder, facts)
         save_reward_reference(run.folder, train.images_NHWC)
         judged |= {"reward": REWARD, "reward_reference": REWARD_REFERENCE}
@@ -72,7 +73,7 @@ def pretrain_on_digits(config: DictConfig, run: Run) -> dict[str, Any]:
     entry = {"family": generator.family, **FILES, "config": _untold(generator), **judged}
     write_text(run.folder / "config.json", json.dumps(entry, indent=2) + "\n")
 
-    with Stage("evaluation", facts):
+    with stages.step("evaluation"):
         # everything is loaded back from its file: what is measured is what ships
         rows = _evaluate(config.evaluation, run.folder, train.images_NHWC, train.labels_N, facts)
         shipped = load_generator(str(run.folder))
@@ -83,6 +84,7 @@ def pretrain_on_digits(config: DictConfig, run: Run) -> dict[str, Any]:
         )
     judge = None if config.judge is None else config.judge.removeprefix("zoo:")
     write_text(run.folder / "card.md", card(shipped, run.record, facts, rows, judge))
+    stages.finish()
     return facts
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from align.checkpoints import load_tokenizer, save_tokenizer
+from align.files import write_text
 from align.progress import progress_bar
 from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
 from align.training.tokenizer import train_tokenizer
@@ -25,18 +29,33 @@ FILES = {
 Tokenizer = VQTokenizer | MultiscaleVQTokenizer
 
 
-class Stage:
-    """Names a step of the work and keeps its time."""
+class Stages:
+    """The parts of a pretraining, their times, and what was found out in them: kept in the folder as each is finished.
 
-    def __init__(self, name: str, facts: dict[str, Any]) -> None:
-        self.name, self.facts = name, facts
+    facts: {"seconds": {part: seconds}, ...}; whatever is added inside of a step is kept with it.
+    resume: begin with the facts that an earlier run has left.
+    """
 
-    def __enter__(self) -> None:
-        say(f"--- {self.name}")
-        self.started = time.monotonic()
+    def __init__(self, folder: Path, *, resume: bool = False) -> None:
+        self._path = folder / "stages.json"
+        self.facts: dict[str, Any] = {"seconds": {}}
+        if resume and self._path.exists():
+            self.facts = json.loads(self._path.read_text())
 
-    def __exit__(self, *_: object) -> None:
-        self.facts["seconds"][self.name] = round(time.monotonic() - self.started)
+    def done(self, name: str) -> bool:
+        return name in self.facts["seconds"]
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        say(f"--- {name}")
+        started = time.monotonic()
+        yield
+        self.facts["seconds"][name] = round(time.monotonic() - started)
+        write_text(self._path, json.dumps(self.facts, indent=2) + "\n")
+
+    def finish(self) -> None:
+        """All is made, and run.json will have the facts."""
+        self._path.unlink(missing_ok=True)
 
 
 def make_tokenizer(config: DictConfig, images: Tensor, seed: int, folder: Path) -> Tokenizer:

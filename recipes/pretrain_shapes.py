@@ -1,7 +1,8 @@
 """Pretraining on the shapes world: tokenizer, generator with its text encoder, a held-out judge, prompts, card.
 
 Captions speak of everything that GenEval's grammar can say of these shapes, tag by tag in equal shares; what alignment and
-evaluation ask for are two disjoint parts of it (evaluation/shapes_world/prompts.py).
+evaluation ask for are two disjoint parts of it (evaluation/shapes_world/prompts.py). Cut short, it goes on with resume=auto
+after the last part that was finished.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from align.checkpoints import load_generator
+from align.checkpoints import load_generator, load_tokenizer
 from align.data import Codes
 from align.files import sha256_of_tensors, write_text
 from align.generators import Generator, LlamaGenConfig, LlamaGenT2I
@@ -36,7 +37,7 @@ from evaluation.shapes_world.prompts import all_rows, vocabulary
 from evaluation.shapes_world.train_neural import train_neural
 from recipes.card_shapes import card, figures
 from recipes.judge import Judge, base_settings
-from recipes.pretrain_parts import FILES, Stage, make_tokenizer, tokenizer_facts
+from recipes.pretrain_parts import FILES, Stages, make_tokenizer, tokenizer_facts
 from recipes.protocols import make_protocol
 from recipes.run import Run
 from recipes.tasks import PromptTask
@@ -50,27 +51,36 @@ TRAINING = ("steps", "batch_size", "learning_rate", "warmup_steps", "weight_deca
 
 def pretrain_on_shapes(config: DictConfig, run: Run) -> dict[str, Any]:
     """Fill the run's folder with an entry and its card; the facts that belong into run.json."""
-    facts: dict[str, Any] = {"seconds": {}}
-    with Stage("scenes", facts):
+    stages = Stages(run.folder, resume=config.resume == "auto")
+    facts = stages.facts
+    with stages.step("scenes"):
         images, captions = scenes(
             config.scenes.number + HELD_OUT, seed=config.seed, mislabelled=config.scenes.mislabelled
         )
         write_prompts(run.folder)
-    with Stage("tokenizer", facts):
-        tokenizer = make_tokenizer(config.tokenizer, images[HELD_OUT:], config.seed, run.folder)
+    if not stages.done("tokenizer"):
+        with stages.step("tokenizer"):
+            facts |= tokenizer_facts(
+                make_tokenizer(config.tokenizer, images[HELD_OUT:], config.seed, run.folder), images[:HELD_OUT]
+            )
+    with stages.step("codes"):
+        tokenizer = load_tokenizer(run.folder / FILES["tokenizer"])
         assert isinstance(tokenizer, VQTokenizer)
-        facts |= tokenizer_facts(tokenizer, images[:HELD_OUT])
         tokens = torch.cat([tokenizer.encode_images(part) for part in images.split(CHUNK)])
         shipped = slice(HELD_OUT, HELD_OUT + config.scenes.shipped)
         Codes(tokens[shipped], captions[shipped], sha256_of_tensors(tokenizer.state_dict())).save(
             run.folder / FILES["codes"]
         )
-    with Stage("generator", facts):
-        made = _generator(config, tokens[HELD_OUT:], captions[HELD_OUT:], tokenizer, run.folder)
-    with Stage("judge", facts):
-        _judge(config.judge_network, run.folder)
-    write_text(run.folder / "config.json", json.dumps(_entry(made, config), indent=2) + "\n")
-    with Stage("evaluation", facts):
+    side = int(tokens.shape[1] ** 0.5)
+    if not stages.done("generator"):
+        with stages.step("generator"):
+            _generator(config, tokens[HELD_OUT:], captions[HELD_OUT:], tokenizer, (side, side), run.folder)
+    if not stages.done("judge"):
+        with stages.step("judge"):
+            _judge(config.judge_network, run.folder)
+    write_text(run.folder / "config.json", json.dumps(_entry(config, side), indent=2) + "\n")
+    with stages.step("evaluation"):
+        (run.folder / "results.jsonl").unlink(missing_ok=True)
         # everything is loaded back from its file: what is measured is what ships
         generator = load_generator(str(run.folder))
         assert isinstance(generator, LlamaGenT2I)
@@ -84,6 +94,7 @@ def pretrain_on_shapes(config: DictConfig, run: Run) -> dict[str, Any]:
         base_settings(judge, generator, config.evaluation)
         rows = _without_verdicts(run.folder)
     write_text(run.folder / "card.md", card(generator, run.record, facts, rows))
+    stages.finish()
     return facts
 
 
@@ -113,18 +124,22 @@ def write_prompts(folder: Path) -> None:
 
 
 def _generator(
-    config: DictConfig, tokens_NL: Tensor, captions: list[str], tokenizer: VQTokenizer, folder: Path
-) -> LlamaGenT2I:
+    config: DictConfig,
+    tokens_NL: Tensor,
+    captions: list[str],
+    tokenizer: VQTokenizer,
+    grid: tuple[int, int],
+    folder: Path,
+) -> None:
     settings: dict[str, Any] = OmegaConf.to_container(config.generator)  # type: ignore[assignment]
     text, training = settings.pop("text"), {name: settings.pop(name) for name in TRAINING}
     words = vocabulary(all_rows())
     torch.manual_seed(config.seed)
     reader, encoder = make_word_tokenizer(words), make_word_encoder(words, **text)
-    side = int(tokens_NL.shape[1] ** 0.5)
     sizes = LlamaGenConfig(
         hidden_dim=LlamaGenConfig.hidden(settings["dim"]),
         vocab_size=tokenizer.config.codebook_size,
-        grid=(side, side),
+        grid=grid,
         caption_dim=text["width"],
         **settings,
     )
@@ -142,7 +157,6 @@ def _generator(
     bar.close()
     generator.save_published(folder / FILES["generator"])
     save_word_encoder(folder / TEXT_ENCODER, encoder, reader)
-    return generator
 
 
 def _nll(generator: Any, tokens_NL: Tensor, captions: list[str]) -> float:
@@ -161,15 +175,15 @@ def _judge(config: DictConfig, folder: Path) -> None:
     save_neural_shapes(network, folder / JUDGE)
 
 
-def _entry(generator: LlamaGenT2I, config: DictConfig) -> dict[str, Any]:
+def _entry(config: DictConfig, side: int) -> dict[str, Any]:
     second = {"name": "shapes-neural", "path": JUDGE}
     return {
-        "family": generator.family,
+        "family": LlamaGenT2I.family,
         **FILES,
         "text_encoder": TEXT_ENCODER,
         "prompts": PROMPTS["align"],
         "judge": JUDGE,
-        "config": {"num_heads": generator.sizes.num_heads, "grid": list(generator.sizes.grid)},
+        "config": {"num_heads": config.generator.num_heads, "grid": [side, side]},
         "protocol": {
             "kind": "geneval",
             "name": "geneval-shapes",
