@@ -23,7 +23,7 @@ from align.training.rollouts import Rollouts, RolloutSettings
 from align.training.sources import Betas, Fakes, Pairs, RealData, Source
 from align.training.straight_through import StraightThrough
 from align.types import SamplingConfig
-from recipes.conditions import make_rows
+from recipes.conditions import make_rows, prompt_file
 from recipes.data_pairs import draw_pairs
 from recipes.parts import make_objective, use_bf16, zoo_file
 from recipes.reward_settings import make_rewards
@@ -85,7 +85,7 @@ def check_recipe(config: DictConfig) -> None:
     if source == "rollouts":
         _check_rollouts(config, rewards)
     if config.data.get("prompts") is not None:
-        read_prompts(config.data.prompts)
+        read_prompts(prompt_file(config.data.prompts))
     check_rounds(config)
 
 
