@@ -161,29 +161,28 @@ def _spoiled(mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np
     half = _half_plane(height, width, rng, _FAR)
     other = silhouette(str(rng.choice(SHAPES)), height, width)
     # what a network is slow to refuse comes most often: its outline is that of a whole shape
-    match rng.integers(15):
-        case 0 | 1 | 2 | 3:  # in two colours, too evenly for a whole shape in either
-            half = _half_plane(height, width, rng, _NEAR)
-            return mask & half, mask & ~half
-        case 4:  # a part of it
+    match rng.integers(16):
+        case 0 | 1 | 2 | 3 | 4 | 5:  # in two colours, too evenly for a whole shape in either
+            if rng.random() < 0.6:
+                first = _half_plane(height, width, rng, _NEAR)
+            else:
+                first = _blocks(height, width, int(rng.choice([1, 2, 4])), 0.5, rng)
+            return mask & first, mask & ~first
+        case 6:  # a part of it
             return mask & half, None
-        case 5:  # half of one shape, half of another
+        case 7:  # half of one shape, half of another
             return np.where(half, mask, other), None
-        case 6:  # a piece is missing
+        case 8:  # a piece is missing
             top, left = rng.integers(height - 2), rng.integers(width - 2)
             holed = mask.copy()
             holed[top : top + rng.integers(2, height), left : left + rng.integers(2, width)] = False
             return holed, None
-        case 7 | 8 | 9:  # specks are missing, or it is frayed
-            specks = rng.random(mask.shape) < rng.uniform(0.05, 0.5)
+        case 9 | 10 | 11 | 12:  # specks are missing, or it is frayed
+            specks = _blocks(height, width, int(rng.integers(1, 3)), rng.uniform(0.15, 0.5), rng)
             return (mask & ~specks if rng.random() < 0.5 else mask ^ specks), None
-        case 10 | 11:  # the same in blocks of 2x2 pixels
-            blocks = rng.random((height // 2 + 1, width // 2 + 1)) < rng.uniform(0.05, 0.5)
-            coarse = blocks.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
-            return (mask & ~coarse if rng.random() < 0.5 else mask ^ coarse), None
-        case 12:  # the outline only
+        case 13:  # the outline only
             return mask & ~ndimage.binary_erosion(mask, iterations=int(rng.integers(1, 3))), None
-        case 13:  # upside down, lying, or a diamond
+        case 14:  # upside down, lying, or a diamond
             return _turned(mask, rng), None
         case _:  # a blob
             field = ndimage.gaussian_filter(rng.normal(size=mask.shape), rng.uniform(1, 2.5), mode="constant")
@@ -195,6 +194,12 @@ def _half_plane(height: int, width: int, rng: np.random.Generator, reach: float)
     v, u = ((np.arange(length) + 0.5) / length - 0.5 for length in (height, width))
     angle = rng.uniform(0, 2 * np.pi)
     return np.cos(angle) * u[None, :] + np.sin(angle) * v[:, None] > rng.uniform(-reach, reach)
+
+
+def _blocks(height: int, width: int, side: int, share: float, rng: np.random.Generator) -> np.ndarray:
+    """bool [h, w]: squares of `side` pixels, each with the probability `share`."""
+    chosen = rng.random((height // side + 1, width // side + 1)) < share
+    return chosen.repeat(side, axis=0).repeat(side, axis=1)[:height, :width]
 
 
 def _turned(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:

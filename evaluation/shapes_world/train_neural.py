@@ -1,4 +1,4 @@
-"""Training of the shapes world's held-out judge: two to three minutes on one CPU core, and the same weights for the same seed.
+"""Training of the shapes world's held-out judge: about three minutes on one CPU core, and the same weights for the same seed.
 
 Shapes: B batch, H height, W width of the image, h and w those of the network's map, N things in an image.
 """
@@ -22,7 +22,7 @@ WEIGHT_DECAY = 1e-2
 # pixels in x and y from a thing's middle: the cells up to the first are a shape's centre, those up to the second are not
 # asked; of a thing that is no shape all up to the second are to say so, since it could be taken for one off its middle
 _CENTRE, _AROUND = 1.25, 3.75
-_SHAPE_WEIGHT, _BROKEN_WEIGHT = 10.0, 4.0  # of their cells, against 1 for a cell of the ground
+_SHAPE_WEIGHT, _BROKEN_WEIGHT = 10.0, 10.0  # of their cells, against 1 for a cell of the ground
 _BOX_WEIGHT = 0.2
 _PAD = -2  # kind of the things that fill up a scene's list
 

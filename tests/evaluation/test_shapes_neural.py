@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from evaluation.geneval import TAGS, Detection, GenEvalScorer
-from evaluation.shapes_world import COLORS, SHAPES, SIDE, Shape, lay_out, render
+from evaluation.geneval import Detection
+from evaluation.shapes_world import COLORS, SHAPES, SIDE, Shape, render
 from evaluation.shapes_world.neural import (
     NeuralShapeColors,
     NeuralShapeDetector,
@@ -210,8 +211,8 @@ def test_practice_in_two_colors_is_a_shape_of_neither() -> None:
     for _, truths in (practice_scene(rows, rng) for _ in range(250)):
         boxes = Counter(truth[1:5] for truth in truths)
         parts += [truth.kind for truth in truths if boxes[truth[1:5]] == 2]
-    assert len(parts) > 90
-    assert np.mean(np.array(parts) == NONE) > 0.9  # measured: .98; .78 where shapes were cut anywhere
+    assert len(parts) > 120  # measured: 160, and .95 of them; .78 where shapes were cut anywhere
+    assert np.mean(np.array(parts) == NONE) > 0.9
 
 
 # training
@@ -230,7 +231,7 @@ def test_targets_of_a_shape_between_cells_and_of_broken_ones() -> None:
     assert set(weights_Bhw[0, 4:6, 5:7].flatten().tolist()) == {10.0}
     assert weights_Bhw[0, 3, 4] == weights_Bhw[0, 6, 7] == 0  # beside them nothing is asked
     assert weights_Bhw[0, 0, 0] == 1
-    assert set(weights_Bhw[0, 11:14, 11:14].flatten().tolist()) == {4.0}  # the broken one is to be seen as such
+    assert set(weights_Bhw[0, 11:14, 11:14].flatten().tolist()) == {10.0}  # the broken one is to be seen as such
     assert kinds_Bhw[1].max() == NONE
     assert weights_Bhw[1, 4, 4] == 0
 
@@ -278,18 +279,19 @@ def test_training_repeats_with_its_seed_and_leaves_the_random_state_alone() -> N
 
 @pytest.mark.slow
 def test_it_learns_to_judge() -> None:
-    """A third of the usual training: true scenes are right but for some of the counting, half shapes are not seen."""
-    net = train_neural(seed=0, steps=600)
-    detector, scorer = NeuralShapeDetector(net), GenEvalScorer(labels=SHAPES, colors=NeuralShapeColors(net))
-    rng = np.random.default_rng(0)
-    for tag in TAGS:
-        rows = [row for row in all_rows() if row["tag"] == tag]
-        asked = [rows[rng.integers(len(rows))] for _ in range(50)]
-        images = [render(lay_out(row, rng)) for row in asked]
-        found = zip(images, detector(images), asked, strict=True)
-        right = np.mean([scorer.score(image, detections, row).correct for image, detections, row in found])
-        assert right >= (0.5 if tag == "counting" else 0.95), tag
-    for label in SHAPES:
-        image = render([Shape(label, "green", 10, 10, 10)])
-        image[:, 15:] = image[0, 0]
-        assert not any(detection.score > 0.3 for detection in detector([image])[0]), label
+    """A sixteenth of the usual training, 15 CPU seconds: whole shapes are told from halves, by colour alone, too."""
+    detector = NeuralShapeDetector(train_neural(seed=0, steps=300, batch_size=24))
+
+    def seen(share: int, *, two_colors: bool) -> float:
+        """How many are taken for a shape, of whichever kind, when `share` of their 10 columns are kept as drawn."""
+        verdicts = []
+        for label, color, other in product(SHAPES, COLORS, COLORS):
+            if color != other:
+                image, rest = (render([Shape(label, name, 10, 10, 10)]) for name in (color, other))
+                image[:, 10 + share :] = rest[:, 10 + share :] if two_colors else image[0, 0]
+                verdicts.append(any(found.score > 0.5 for found in detector([image])[0]))
+        return float(np.mean(verdicts))
+
+    assert seen(10, two_colors=False) > 0.7  # measured: .85
+    assert seen(5, two_colors=False) < 0.4  # .20
+    assert seen(5, two_colors=True) < 0.5  # .33
