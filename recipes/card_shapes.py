@@ -8,6 +8,7 @@ from typing import Any
 from align.generators.captions import CaptionConditional
 from evaluation.geneval.requests import TAGS
 from evaluation.results import ResultRow
+from evaluation.shapes_world.prompts import all_rows, vocabulary
 
 COLUMNS = ("geneval", "held-out", *TAGS)
 
@@ -21,7 +22,7 @@ def card(
     plain = next(row for row in rows if row.guidance_scale == row.temperature == 1.0)
     best = max((row for row in rows if row.guidance_scale > 1), key=lambda row: figures(row.metrics)["geneval"])
     before, after = (figures(row.metrics)["geneval"] for row in (plain, best))
-    return f"""# LlamaGen text-to-image on shapes: {size:.2f}M parameters, {generator.layout.length} tokens, a T5 of 25 words
+    return f"""# LlamaGen text-to-image on shapes: {size:.2f}M parameters, {generator.layout.length} tokens, a T5 of {len(vocabulary(all_rows()))} words
 
 Pretrained by us, for tests and demonstrations. The architecture and the file format are LlamaGen's text-to-image ones at
 a small size; the text encoder is a T5 of the same kind as flan-t5, trained along with it, that knows whole words only.

@@ -38,7 +38,8 @@ def main(overrides: list[str]) -> None:
     run = Run(config, kind="sample", overrides=overrides, append=True)
     rollouts = list(draw(generator, conditions, sampling, batch_size=config.batch_size))
     images = torch.cat([generator.decode(rollout.tokens_BL).cpu() for rollout in rollouts])
-    save_grid(images, run.folder / "samples.png", columns=config.columns)
+    prompts = conditions if all(isinstance(condition, str) for condition in conditions) else None
+    save_grid(images, run.folder / "samples.png", columns=config.columns, captions=prompts)
 
     def write(path: Path) -> None:
         with path.open("wb") as file:

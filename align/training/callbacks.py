@@ -64,9 +64,9 @@ class SampleGrid(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero and state.global_step % self.every == 0:
             rollout = sample(model, model.encode_condition(self.conditions), self.config)
-            save_grid(
-                model.decode(rollout.tokens_BL), self.folder / f"step-{state.global_step:06d}.png", columns=self.columns
-            )
+            prompts = self.conditions if isinstance(self.conditions[0], str) else None
+            path = self.folder / f"step-{state.global_step:06d}.png"
+            save_grid(model.decode(rollout.tokens_BL), path, columns=self.columns, captions=prompts)
 
 
 class StopOnSignal(TrainerCallback):

@@ -342,7 +342,7 @@ def test_the_entry_of_shapes_is_made_from_nothing() -> None:
     asked = {row["prompt"] for row in read_prompts(zoo_file("zoo:made", "prompts"))}
     assert asked.isdisjoint(row["prompt"] for row in protocol.rows)  # type: ignore[union-attr]
     assert not Path("made/verdicts").exists()
-    assert "a T5 of 25 words" in Path("made/card.md").read_text()
+    assert "a T5 of 24 words" in Path("made/card.md").read_text()
     made = ["generator.name=made", "evaluation.protocol=zoo:made", "reward.judge=zoo:made", "preflight=false"]
     run("train", "experiment=shapes/grpo", "output_dir=run", *made, *SHORT, *FEW_PROMPTS)
     rows = read_results(Path("run/results.jsonl"))
