@@ -123,7 +123,7 @@ def test_a_tokenizer_of_another_codebook_is_refused(checkpoint: Path, tmp_path: 
 def test_unknown_names_and_paths_say_what_is_known() -> None:
     with pytest.raises(
         ValueError,
-        match=r"unknown generator 'mnist-lamagen'; known zoo entries: mnist-llamagen, mnist-var; families: llamagen, llamagen-t2i, var",
+        match=r"unknown generator 'mnist-lamagen'; known zoo entries: mnist-llamagen, mnist-var, shapes-t2i; families: llamagen, llamagen-t2i, var",
     ):
         load_generator("mnist-lamagen")
     with pytest.raises(ValueError, match="pass checkpoint="):

@@ -82,13 +82,15 @@ def test_grids_show_ten_classes_of_a_thousand(tmp_path: Path) -> None:
     assert shown_conditions(None, of_classes(4), class_stream(3)) == [0, 1, 2, 3]
 
 
-def test_grids_show_the_first_prompts_or_the_captions_of_training(tmp_path: Path) -> None:
+def test_grids_show_prompts_of_the_whole_file_or_the_captions_of_training(tmp_path: Path) -> None:
     generator = tiny_llamagen_t2i()
     captions = [f"caption {number % 3}" for number in range(40)]
     stream = Stream({"tokens": torch.zeros(40, 6)}, captions, source="t", length=10**9, seed=0, label_drop=0.5)
     assert sorted(shown_conditions(None, generator, stream)) == ["caption 0", "caption 1", "caption 2"]
-    file = prompt_file(tmp_path / "prompts.txt", *[f"prompt {number}" for number in range(14)])
-    assert shown_conditions(file, generator, stream) == [f"prompt {number}" for number in range(10)]
+    file = prompt_file(tmp_path / "prompts.txt", *[f"prompt {number}" for number in range(25)])
+    assert shown_conditions(file, generator, stream) == [
+        f"prompt {number}" for number in (0, 2, 5, 7, 10, 12, 15, 17, 20, 22)
+    ]
     rows = [{"prompt": "one", "tag": 1}, {"prompt": "two"}]
     prompts = PromptStream(rows, length=8, seed=0, num_generations=2, rows_per_step=4)
     assert sorted(shown_conditions(None, generator, prompts)) == ["one", "two"]

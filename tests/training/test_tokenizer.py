@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
-from align.tokenizers import MultiscaleVQConfig, VQConfig
-from align.training.tokenizer import train_tokenizer
+from align.tokenizers import MultiscaleVQConfig, VQConfig, VQTokenizer
+from align.training.tokenizer import _merge, train_tokenizer
 
 SIZES: dict[str, VQConfig | MultiscaleVQConfig] = {
     "one grid": VQConfig(
@@ -63,3 +66,34 @@ def test_it_is_deterministic(sizes: VQConfig | MultiscaleVQConfig) -> None:
         tokenizers.append(train_tokenizer(stripes(), sizes, steps=12, **SETTINGS))
         assert torch.equal(torch.random.get_rng_state(), before)  # the caller's random state is its own
     assert all(torch.equal(a, b) for a, b in zip(*(t.parameters() for t in tokenizers), strict=True))
+
+
+def test_neighbouring_codes_fall_silent() -> None:
+    """A code within a squared distance of .1 of a commoner one becomes its copy; lengths do not matter."""
+    angles = torch.tensor([0.0, 0.3, 0.6, 2.0, 2.1])  # squared distances: .09 between the first two, .09 to the third
+    codes = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor([[1.0], [5.0], [0.2], [1.0], [3.0]])
+    _merge(codes, torch.tensor([0.1, 0.5, 0.2, 0.05, 0.15]))
+    unit = torch.stack([angles.cos(), angles.sin()], dim=1)
+    torch.testing.assert_close(codes, unit[[1, 1, 1, 4, 4]])
+
+
+@pytest.mark.slow
+def test_with_a_price_on_rare_codes_equal_patches_get_equal_tokens() -> None:
+    """Dots on a plain ground: fewer codes stand for the ground than without a price, and images are as good."""
+    rng = np.random.default_rng(0)
+    images = np.full((64, 8, 8, 3), 230, np.uint8)
+    for image, (row, column, tone) in zip(images, rng.integers((4, 4, 2), size=(64, 3)), strict=True):
+        image[2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = 40 + 80 * tone
+    sizes = replace(SIZES["one grid"], codebook_size=32)
+    assert isinstance(sizes, VQConfig)
+    pixels = torch.from_numpy(images)
+    ground = (pixels == 230).reshape(64, 4, 2, 4, 2, 3).all(dim=5).all(dim=4).all(dim=2).reshape(64, 16)
+    codes, errors = {}, {}
+    for rate in (0.0, 0.05):
+        tokenizer = train_tokenizer(pixels, sizes, steps=100, rate=rate, batch_size=32, learning_rate=5e-3)
+        assert isinstance(tokenizer, VQTokenizer)
+        tokens = tokenizer.encode_images(pixels)
+        codes[rate] = len(tokens[ground].unique())
+        errors[rate] = (tokenizer.decode_images(tokens, (4, 4)).float() - pixels).abs().mean()
+    assert codes[0.05] < codes[0.0] / 2
+    assert errors[0.05] < 2 * errors[0.0] + 1  # of 255
