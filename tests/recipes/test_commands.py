@@ -94,7 +94,11 @@ def test_every_experiment_runs_two_steps(experiment: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", SHAPES)
 def test_every_experiment_with_prompts_runs_two_steps(experiment: str) -> None:
-    run("train", f"experiment={experiment}", "output_dir=run", *SHORT, *FEW_PROMPTS)
+    enough = [
+        "trainer.per_device_train_batch_size=16",
+        "rollout.num_generations=8",
+    ]  # for verdicts to differ in a group
+    run("train", f"experiment={experiment}", "output_dir=run", *SHORT, *FEW_PROMPTS, *enough)
     rows = [row for row in read_results(Path("run/results.jsonl")) if row.split == "report"]
     assert {(row.label, row.guidance_scale) for row in rows} == {("base", 1.0), ("base", 2.0), ("aligned", 1.0)}
     assert {row.protocol for row in rows} == {"geneval-shapes"}
