@@ -133,10 +133,13 @@ class PromptTask:
         return [dict(row) for row in self.protocol.rows for _ in range(self.protocol.images_per_prompt)]
 
     def shown(self) -> list[int]:
-        """Sample indices of the images in a grid: one each of rows that are spread over all."""
-        number = min(SHOWN_PROMPTS, len(self.protocol.rows))
-        rows = [order * len(self.protocol.rows) // number for order in range(number)]
-        return [row * self.protocol.images_per_prompt for row in rows]
+        """Sample indices of the images in a grid: one each of different prompts that are spread over all."""
+        first: dict[str, int] = {}
+        for number, row in enumerate(self.protocol.rows):
+            first.setdefault(row["prompt"], number)
+        rows = list(first.values())
+        number = min(SHOWN_PROMPTS, len(rows))
+        return [rows[order * len(rows) // number] * self.protocol.images_per_prompt for order in range(number)]
 
     def captions(self, indices: Sequence[int]) -> list[str] | None:
         """What stands under images in a grid: their prompts."""

@@ -102,6 +102,8 @@ def test_grids_show_prompts_from_all_over(tmp_path: Path) -> None:
     assert task.shown() == [6 * order for order in range(24)]
     assert task.captions([0, 6, 141]) == ["prompt 0", "prompt 2", "prompt 47"]
     assert PromptTask(Brightness(rows=many[:30])).shown()[-1] == 2 * 28
+    often = [many[0], many[1], many[0], many[0], many[2]]
+    assert PromptTask(Brightness(rows=often)).shown() == [0, 2, 8]  # a prompt that has several rows once
 
 
 class Toy:
