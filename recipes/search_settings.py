@@ -167,7 +167,7 @@ def _judge(reward: Reward) -> Any:
     function: Any = reward.function
     if isinstance(function, functools.partial) and function.func is classifier_log_prob:
         return load_classifier(function.keywords["weights"]).fingerprint
-    return function._detector.name if isinstance(function, GenEvalReward) else function
+    return function.detector.name if isinstance(function, GenEvalReward) else function
 
 
 def _reported(protocol: Protocol | PromptProtocol) -> list[Any]:

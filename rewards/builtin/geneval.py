@@ -44,15 +44,15 @@ class GenEvalReward:
         if credit not in CREDITS:
             raise ValueError(f"unknown credit {credit!r}; allowed: {', '.join(CREDITS)}")
         self.credit = credit
-        self._detector, self._colors = make_pair(
+        self.detector, self._colors = make_pair(
             detector, colors, detector_kwargs=detector_kwargs, colors_kwargs=colors_kwargs
         )
-        self._scorer = GenEvalScorer(labels=self._detector.labels, colors=self._colors)
+        self._scorer = GenEvalScorer(labels=self.detector.labels, colors=self._colors)
 
     @property
     def fingerprint(self) -> str:
         """Of the detector's weights and the colour classifier's; empty for judges without weights."""
-        prints = [getattr(part, "fingerprint", "") for part in (self._detector, self._colors)]
+        prints = [getattr(part, "fingerprint", "") for part in (self.detector, self._colors)]
         return "-".join(dict.fromkeys(filter(None, prints)))
 
     def __call__(self, images: Tensor, conditions: list[dict[str, Any]]) -> Tensor:
@@ -61,7 +61,7 @@ class GenEvalReward:
         for index in asked:
             self._read(index, conditions[index])  # a row that is wrong is refused before the detector runs
         pixels = [images[index].cpu().numpy() for index in asked]
-        found = self._detector(pixels) if asked else []
+        found = self.detector(pixels) if asked else []
         if len(found) != len(asked):
             raise ValueError(f"the detector answered for {len(found)} images of {len(asked)}; one list each is needed")
         scores_B = torch.full((len(images),), torch.nan)
