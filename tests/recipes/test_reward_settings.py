@@ -112,7 +112,7 @@ def test_a_zoo_entrys_judge_may_stand_among_a_parts_settings() -> None:
     save_neural_shapes(NeuralShapes(seed=1), "entry/judge.safetensors")
     kwargs = {"detector": "shapes-neural", "detector_kwargs": {"path": "zoo:entry"}}
     reward: Any = made({"name": "geneval", "kwargs": kwargs}).rewards[0].function
-    assert reward._detector.net.fingerprint == NeuralShapes(seed=1).fingerprint
+    assert reward.detector.net.fingerprint == NeuralShapes(seed=1).fingerprint
     assert with_zoo_files({"path": "zoo:entry", "detector": "zoo:entry", "size": [1]}) == {
         "path": str(zoo_entry("entry") / "judge.safetensors"),
         "detector": "zoo:entry",

@@ -79,7 +79,7 @@ def test_rows_that_ask_for_nothing_do_not_apply(file: Path) -> None:
     scores = reward(images((0, 0), (1, 2), (0, 0)), [{"prompt": "x"}, BOTH, {"include": None}])
     assert scores.isnan().tolist() == [True, False, True]
     assert scores[1] == 1
-    assert [image[0, :2, 0].tolist() for image in reward._detector.seen] == [[1, 2]]
+    assert [image[0, :2, 0].tolist() for image in reward.detector.seen] == [[1, 2]]
     assert reward(images((1, 1)), [{}]).isnan().all()
 
 
@@ -95,7 +95,7 @@ def test_a_wrong_row_is_named_before_anything_is_detected(file: Path) -> None:
     reward: Any = load_reward("geneval", detector=f"{file}:detector")
     with pytest.raises(ValueError, match=r"row 2: include\[0\] asks for the class 'kat'"):
         reward(images((1, 2), (1, 2), (1, 2)), [BOTH, {}, {**BOTH, "include": [{"class": "kat", "count": 1}]}])
-    assert reward._detector.seen == []
+    assert reward.detector.seen == []
 
 
 @pytest.mark.parametrize(
