@@ -60,9 +60,7 @@ def _with_captions(images_NHWC: Tensor, captions: Sequence[str]) -> Tensor:
     images_NHWC = images_NHWC.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
     width = images_NHWC.shape[2]
     font = ImageFont.load_default(max(LEAST_LETTERS, round(width * LETTERS_PER_WIDTH)))
-    assert isinstance(
-        font, ImageFont.FreeTypeFont
-    )  # the other kind has one size only and is given where none is asked for
+    assert isinstance(font, ImageFont.FreeTypeFont)  # the other kind, of one size, comes where no size is asked for
     blocks = [wrap(caption, lambda line: font.getlength(line) <= width - 2 * MARGIN) for caption in captions]
     line_height = sum(font.getmetrics())
     strip_height = max(map(len, blocks)) * line_height + 2 * MARGIN

@@ -338,8 +338,11 @@ def test_a_generator_of_text_trains_on_captions_of_codes_with_features_alone(
     by_features = losses()
     run(*train(settings, "cca", f"generator.text_encoder={t5}", "output_dir=run", "overwrite=true"))
     assert losses() == pytest.approx(by_features, abs=1e-6)
-    grid = np.asarray(Image.open("run/samples/step-000002.png"))
-    assert grid.shape == (4 * 12 + 3 * 2, 4 * 12 + 3 * 2, 3)  # a column for each caption
+    grid = Image.open("run/samples/step-000002.png")
+    captions = grid.info["Description"].splitlines()
+    assert sorted(captions[:4]) == sorted(CAPTIONS)
+    assert captions == captions[:4] * 4
+    assert grid.width == 4 * 144 + 3 * 2  # a column for each caption, images enlarged to the width of a line
     error = fails(capsys, *train([*llamagen(), *settings[-2:]], "cca", "output_dir=other"))
     assert "codes holds images with a caption; a label was asked for" in error
 
