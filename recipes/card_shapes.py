@@ -30,8 +30,8 @@ a small size; the text encoder is a T5 of the same kind as flan-t5, trained alon
 - Command: `{record["command"].removesuffix(" resume=auto")}`
 - Data: {config["scenes"]["number"]:,} scenes of 32x32 pixels with one to four shapes (evaluation/shapes_world), drawn at random, with a
   caption each in GenEval's grammar; another 1,000 held out. {100 * config["scenes"]["mislabelled"]:g} % of the captions are another scene's, as
-  captions of the web are: without guidance the generator is as unreliable as they. The two sets of prompts, for alignment and for evaluation, share
-  no combination; captions of pretraining have both.
+  captions of the web are: without guidance the generator is as unreliable as they. The two sets of prompts, for
+  alignment and for evaluation, share no combination; captions of pretraining have both.
 - Time: {sum(seconds.values()) / 60:.1f} min on {record["device"]} ({", ".join(f"{name} {value} s" for name, value in seconds.items())}).
 - Tokenizer: {config["tokenizer"]["codebook_size"]} codes, perplexity {facts["codebook_perplexity"]:.1f}, held-out reconstruction MSE {facts["reconstruction_mse_held_out"]:.5f} on [-1, 1]. Stored in float16.
 - Generator: negative log-likelihood {facts["nll_train"]:.4f} (train), {facts["nll_held_out"]:.4f} (held out) nats a token.
