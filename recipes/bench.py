@@ -43,7 +43,7 @@ DOMAINS: dict[str, dict[str, list[str]]] = {
     "mnist": {"experiments": DIGITS, "generators": ["mnist-llamagen", "mnist-var"]},
     "shapes": {"experiments": [], "generators": ["shapes-t2i"]},
 }
-MARKS = ("<!-- bench: written by `align bench` -->", "<!-- /bench -->")
+END_MARK = "<!-- /bench -->"
 # an arm's trainings, one after the other: {"gft": ..., "gft+ddo": ...}
 Stages = dict[str, DictConfig]
 RECORDED = (*COLUMNS, "precision")
@@ -63,6 +63,8 @@ def main(arguments: list[str]) -> None:
         generator: {name: _experiment(domain, name, generator, list(config.overrides)) for name in config.experiments}
         for generator in config.generators
     }
+    if config.readme:
+        _around_table(Path(config.readme), domain)  # a mistake is answered before an hour of training
     run = Run(config, kind="bench", overrides=arguments, name=f"bench {domain}")
     benches = {
         generator: _Bench(run.folder / generator, list(config.seeds), resume=config.resume == "auto")
@@ -78,7 +80,8 @@ def main(arguments: list[str]) -> None:
     if config.results:
         write_text(Path(config.results), json.dumps(summary, indent=2) + "\n")
     if config.readme:
-        _put_into(Path(config.readme), table)
+        above, below = _around_table(Path(config.readme), domain)
+        write_text(Path(config.readme), f"{above}\n\n{table}\n\n{below}")
     say(f"summary: {run.folder / 'summary.json'}")
 
 
@@ -231,11 +234,15 @@ def _figure(spread: Spread) -> dict[str, Any]:
     }
 
 
-def _put_into(path: Path, table: str) -> None:
-    """Replace what stands between the marks. Raises ValueError where they are missing."""
-    text = path.read_text()
-    if not all(mark in text for mark in MARKS):
-        raise ValueError(f"{path} has no place for the table; it goes between the lines {MARKS[0]} and {MARKS[1]}")
-    before, rest = text.split(MARKS[0], 1)
-    _, after = rest.split(MARKS[1], 1)
-    write_text(path, f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{after}")
+def start_mark(domain: str) -> str:
+    return f"<!-- written by `align bench {domain}` -->"
+
+
+def _around_table(path: Path, domain: str) -> tuple[str, str]:
+    """What stands above and below the domain's table, marks included. Raises ValueError where a mark is missing."""
+    start = start_mark(domain)
+    before, found, rest = path.read_text().partition(start)
+    _, ended, after = rest.partition(END_MARK)
+    if not (found and ended):
+        raise ValueError(f"{path} has no place for the table; it goes between the lines {start} and {END_MARK}")
+    return before + start, END_MARK + after

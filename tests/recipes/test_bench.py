@@ -9,7 +9,7 @@ import pytest
 
 from evaluation.arms import summarize
 from evaluation.results import ResultRow
-from recipes.bench import MARKS, _details
+from recipes.bench import END_MARK, _details, start_mark
 from recipes.bench_tables import make_table, spread
 from recipes.cli import main
 
@@ -105,7 +105,9 @@ def test_an_erasing_arm_has_a_table_of_its_own() -> None:
 @pytest.mark.slow
 def test_stages_seeds_and_files(tmp_path: Path) -> None:
     readme = tmp_path / "page.md"
-    readme.write_text(f"above\n{MARKS[0]}\nold\n{MARKS[1]}\nbelow\n")
+    readme.write_text(
+        f"above\n{start_mark('mnist')}\nold\n{END_MARK}\nbelow\n{start_mark('shapes')}\nkept\n{END_MARK}\n"
+    )
     results = tmp_path / "bench.json"
     overrides = ",".join(f'"{item}"' for item in [*QUICK, *SMALL])
     arguments = [
@@ -120,7 +122,7 @@ def test_stages_seeds_and_files(tmp_path: Path) -> None:
     assert {arm["n"] for arm in summary["mnist-llamagen"]["arms"]} == {80}
     text = readme.read_text()
     assert text.startswith("above")
-    assert text.endswith("below\n")
+    assert text.endswith(f"below\n{start_mark('shapes')}\nkept\n{END_MARK}\n")
     assert "old" not in text
     assert "| sft+gft |" in text
     erasure = summary["mnist-llamagen"]["erasure"]
@@ -150,14 +152,15 @@ def test_mistakes(arguments: list[str], message: str, capsys: pytest.CaptureFixt
     assert message in capsys.readouterr().err
 
 
-def test_a_page_without_a_place_for_the_table_is_left_alone(tmp_path: Path) -> None:
-    from recipes.bench import _put_into
-
+def test_a_page_without_a_place_for_the_table_is_refused_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = tmp_path / "page.md"
-    page.write_text("text\n")
-    with pytest.raises(ValueError, match="has no place for the table"):
-        _put_into(page, "table")
-    assert page.read_text() == "text\n"
+    page.write_text(f"{start_mark('shapes')}\n{END_MARK}\n")
+    run = tmp_path / "run"
+    assert main(["bench", "mnist", f"readme={page}", f"output_dir={run}"]) == 1
+    assert "has no place for the table" in capsys.readouterr().err
+    assert not run.exists()
 
 
 def test_what_the_readme_tells_of_the_distribution_reward_is_what_was_recorded() -> None:
