@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -84,11 +86,13 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="file for the figures as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    aligned = dict(word.split("=", 1) for word in arguments.aligned)
+    aligned = {entry: checkpoint for entry, _, checkpoint in (word.partition("=") for word in arguments.aligned)}
+    if not all(aligned.values()):
+        parser.error("--aligned takes ENTRY=CHECKPOINT, such as shapes-t2i=runs/shapes/grpo")
     if unknown := aligned.keys() - set(arguments.entries):
         parser.error(f"--aligned names {min(unknown)!r}, which is not among the entries {', '.join(arguments.entries)}")
     found: dict[str, Any] = {
-        "command": " ".join(["python benchmarks/search.py", *arguments.entries, f"--images {arguments.images}"]),
+        "command": shlex.join(["python", "benchmarks/search.py", *sys.argv[1:]]),
         "device": describe_device(),
         "seed": SEED,
     }

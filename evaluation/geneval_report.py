@@ -27,7 +27,7 @@ Intervals = Mapping[str, tuple[float, float]]
 def geneval_section(
     run_dir: Path, arms: Sequence[Arm], roles: Roles, metric: Metric | None, names: Mapping[str, str]
 ) -> dict[str, Any] | None:
-    """What `report_geneval.html.j2` shows; None for a run that is not judged by GenEval.
+    """What `report_geneval.html.j2` shows; None for a run that is not judged by GenEval's own protocol.
 
     Args:
         arms: of one split, measured under one protocol.
@@ -35,9 +35,11 @@ def geneval_section(
     """
     if metric is None or metric.name != "geneval":
         return None
+    if not any(arm.metric(column.name) for column in TAG_METRICS for arm in arms):
+        return None  # a mean of the reward `geneval`, whose verdicts are none of the protocol's
     # other settings of the base are told in the main table
     others = [arm for arm in arms if arm not in roles.present() and arm.label != "base" and arm.metric(metric.name)]
-    told = [*roles.present(), *others]
+    told = [*roles.present(), *others] or list(arms)
     columns = [column for column in (metric, HELD_OUT, *TAG_METRICS) if any(arm.metric(column.name) for arm in told)]
     verdicts = [read_verdicts(run_dir, arm) for arm in told]
     pooled = [pooled_intervals(records) for records in verdicts]

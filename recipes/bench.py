@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,21 @@ from recipes.tasks import make_task
 from recipes.train import align_generator
 
 DIGITS = ["sft", "cca", "gft", "gft_sampled", "ddo", "gft+ddo", "gft+sft", "dpo", "best_of_n", "grpo", "va_pi", "erase"]
-# what is run where nothing is named; an empty list: all experiments of the domain
-DOMAINS: dict[str, dict[str, list[str]]] = {
-    "mnist": {"experiments": DIGITS, "generators": ["mnist-llamagen", "mnist-var"]},
-    "shapes": {"experiments": [], "generators": ["shapes-t2i"]},
+
+
+@dataclass(frozen=True)
+class _Domain:
+    """generators, experiments: what is run where nothing is named; no experiments: all that there are.
+    reward: an option of `reward`, that all arms are scored by beside the protocol."""
+
+    generators: list[str]
+    experiments: list[str] = field(default_factory=list)
+    reward: str = "none"
+
+
+DOMAINS = {
+    "mnist": _Domain(["mnist-llamagen", "mnist-var"], DIGITS, reward="classifier"),
+    "shapes": _Domain(["shapes-t2i"]),
 }
 END_MARK = "<!-- /bench -->"
 # an arm's trainings, one after the other: {"gft": ..., "gft+ddo": ...}
@@ -57,8 +68,8 @@ def main(arguments: list[str]) -> None:
     domain, overrides = arguments[0], arguments[1:]
     config = compose("bench", overrides)
     usual = DOMAINS[domain]
-    config.experiments = config.experiments or usual["experiments"] or _experiments(domain)
-    config.generators = config.generators or usual["generators"]
+    config.experiments = config.experiments or usual.experiments or _experiments(domain)
+    config.generators = config.generators or usual.generators
     plan = {
         generator: {name: _experiment(domain, name, generator, list(config.overrides)) for name in config.experiments}
         for generator in config.generators
@@ -70,7 +81,8 @@ def main(arguments: list[str]) -> None:
         generator: _Bench(run.folder / generator, list(config.seeds), resume=config.resume == "auto")
         for generator in plan
     }
-    found = _run_all(benches, plan, _rewards(domain, plan), config.processes)
+    rewards = compose("train", [f"reward={usual.reward}"]).reward
+    found = _run_all(benches, plan, rewards, config.processes)
     run.update(status="finished")
     facts = {name: run.record[name] for name in ("command", "device", "wall_seconds", "versions", "git")}
     summary = {**facts, "processes": config.processes, **found}
@@ -99,14 +111,6 @@ def _experiment(domain: str, name: str, generator: str, overrides: list[str]) ->
 
 def _experiments(domain: str) -> list[str]:
     return [name.removeprefix(f"{domain}/") for name in options("experiment") if name.startswith(f"{domain}/")]
-
-
-def _rewards(domain: str, plan: Mapping[str, Mapping[str, Stages]]) -> DictConfig:
-    """What all arms are scored by beside the protocol: the digits' reward classifier, or else the first rewards trained on."""
-    if domain == "mnist":
-        return compose("train", ["reward=classifier"]).reward
-    sections = [config.reward for arms in plan.values() for stages in arms.values() for config in stages.values()]
-    return next((section for section in sections if section.rewards), sections[0])
 
 
 def _erased(stages: Stages) -> int | None:
@@ -190,9 +194,11 @@ class _Bench:
             if find_export(where) is not None:
                 continue
             where.mkdir(parents=True, exist_ok=True)
+            whole = not list(where.glob("checkpoint-*"))
             clock = time.monotonic()
             align_generator(own, where, resume=self.resume, description=f"{name} {seed}")
-            self.seconds.setdefault(name, {})[str(seed)] = round(time.monotonic() - clock, 1)
+            if whole:  # of one that was resumed only the rest is known
+                self.seconds.setdefault(name, {})[str(seed)] = round(time.monotonic() - clock, 1)
             write_text(self.folder / TIMES_FILE, json.dumps(self.seconds, indent=2) + "\n")
         last = list(stages.values())[-1]
         return make_generator(with_sections(last.generator, checkpoint=str(checkpoint)))
@@ -200,7 +206,7 @@ class _Bench:
     def _arm(self, arm: Arm) -> dict[str, Any]:
         """Median, lowest and highest over the seeds of each figure."""
         spreads = {name: arm.metric(name) for name in RECORDED}
-        seconds = self.seconds.get(arm.label)
+        seconds = self.training_seconds(arm.label)
         return {
             "label": arm.label,
             "guidance": arm.guidance,
@@ -209,9 +215,18 @@ class _Bench:
             "forwards_per_image": arm.forwards_per_image,
             "protocol": arm.rows[0].protocol,
             "n": arm.rows[0].n,
-            "training_seconds": None if seconds is None else Spread({int(k): v for k, v in seconds.items()}).median,
+            "training_seconds": Spread(seconds).median if seconds else None,
             **{name: _figure(spread) for name, spread in spreads.items() if spread is not None},
             **({DETAILS: details} if (details := _details(arm)) else {}),
+        }
+
+    def training_seconds(self, label: str) -> dict[int, float]:
+        """By seed, of all stages together, where all are known."""
+        stages = label.split("+")
+        names = ["+".join(stages[: number + 1]) for number in range(len(stages))]
+        known = [self.seconds.get(name, {}) for name in names]
+        return {
+            seed: sum(one[str(seed)] for one in known) for seed in self.seeds if all(str(seed) in one for one in known)
         }
 
 

@@ -20,7 +20,8 @@ def card(
     config, seconds = record["config"], facts["seconds"]
     size = sum(parameter.numel() for parameter in generator.parameters()) / 1e6
     plain = next(row for row in rows if row.guidance_scale == row.temperature == 1.0)
-    best = max((row for row in rows if row.guidance_scale > 1), key=lambda row: figures(row.metrics)["geneval"])
+    guided = [row for row in rows if row.guidance_scale > 1]
+    best = max(guided, key=lambda row: figures(row.metrics)["geneval"], default=plain)
     before, after = (figures(row.metrics)["geneval"] for row in (plain, best))
     return f"""# LlamaGen text-to-image on shapes: {size:.2f}M parameters, {generator.layout.length} tokens, a T5 of {len(vocabulary(all_rows()))} words
 

@@ -20,7 +20,7 @@ from align.sampling import generate
 from evaluation.arms import summarize, text_table
 from evaluation.report import write_report
 from recipes.config import compose
-from recipes.image_folders import FolderWriter, score_folder
+from recipes.image_folders import FolderWriter, refuse_other_prompts, score_folder
 from recipes.judge import Draw, Judge
 from recipes.parts import make_generator, make_sampling
 from recipes.run import Run, say
@@ -42,14 +42,17 @@ def main(overrides: list[str]) -> None:
         task.check(generator)
         draw, search = make_draw(config.search, generator, task.rows(generator))
         _warn_of_judges(config.search, task)
-    run = Run(config, kind="eval", overrides=overrides, name=config.label, append=True)
-    run.update(evaluation=task.facts())
+    elif isinstance(task, PromptTask):
+        refuse_other_prompts(Path(config.images), task)
     keep = _keep(config, task)
+    run = Run(config, kind="eval", overrides=overrides, name=config.label, append=True)  # replaces an earlier record
+    run.update(evaluation=task.facts())
     judge = Judge(task, config.evaluation.batch_size, run.folder, draw=draw, search=search, keep=keep)
-    if config.images is None:
-        row = judge.score(generator, config.label, sampling, split="report", grid=True)
-    else:
-        row = score_folder(judge, Path(config.images), config.label, sampling)
+    with run.watching():
+        if config.images is None:
+            row = judge.score(generator, config.label, sampling, split="report", grid=True)
+        else:
+            row = score_folder(judge, Path(config.images), config.label, sampling)
     run.update(status="finished", hashes={"generator": row.checkpoint})
     print(text_table(summarize([row])))
     say(f"report: {write_report(run.folder)}")
@@ -60,6 +63,10 @@ def _warn_of_judges(search: DictConfig, task: Task) -> None:
         say(
             f"note: reward {name!r} selects the images and is what protocol {task.protocol.name} judges them by: its figures tell how "
             "well that judge can be pleased. Go by the held-out judge or other metrics, or select by another reward"
+        )
+    for name in same_judges(search, task.protocol, held_out=True):
+        say(
+            f"note: reward {name!r} selects the images and is the held-out judge too, whose figure confirms nothing here"
         )
 
 

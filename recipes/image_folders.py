@@ -48,7 +48,7 @@ def score_folder(judge: Judge, source: Path, label: str, sampling: SamplingConfi
         raise ValueError(
             f"images= are of prompts, and protocol {task.protocol.name} judges images of classes; choose evaluation=geneval"
         )
-    _refuse_other_prompts(source, task)
+    refuse_other_prompts(source, task)
     per_prompt = task.protocol.images_per_prompt
     marker = task.marker(task.protocol.rows)
     wanted, shown = set(task.shown()), dict[int, Tensor]()
@@ -59,10 +59,11 @@ def score_folder(judge: Judge, source: Path, label: str, sampling: SamplingConfi
     if len({image.shape for image in shown.values()}) > 1:
         shown = {}  # images of several sizes make no grid
     identity = judge.identity(None, label, sampling, "report")
-    return judge.record(identity, marker, shown, f"{label}_images_seed{sampling.seed}")
+    return judge.record(identity, marker, shown, judge.file_name(f"{label}_images", sampling))
 
 
-def _refuse_other_prompts(source: Path, task: PromptTask) -> None:
+def refuse_other_prompts(source: Path, task: PromptTask) -> None:
+    """Raises ValueError for a folder whose prompts are not the task's, in its order."""
     rows, asked = read_rows(source), task.protocol.rows
     hint = "choose them by evaluation.protocol.prompts, and their number by evaluation.max_prompts"
     for number, (row, expected) in enumerate(zip(rows, asked, strict=False)):

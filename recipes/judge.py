@@ -96,7 +96,8 @@ class Judge:
             if self.rewards.rewards:
                 scores = score_rewards(self.rewards.rewards, images, [rows[i] for i in indices], timeout=None).checked()
                 combined = self.rewards.combine(scores.values_NR, scores.valid_NR)
-                rewards += (combined.columns_NK * torch.tensor(combined.weights)).nansum(1).tolist()
+                weighed_NK = combined.columns_NK * torch.tensor(combined.weights)
+                rewards += weighed_NK[~weighed_NK.isnan().all(1)].nansum(1).tolist()
             forwards = rollout.forwards_per_image
             shown |= {index: image for index, image in zip(indices, images, strict=True) if index in wanted}
             bar.update(len(images))
@@ -106,7 +107,7 @@ class Judge:
             identity,
             marker,
             shown,
-            f"{label}_{self._setting(sampling).replace(' ', '_')}_seed{sampling.seed}",
+            self.file_name(label, sampling),
             more={"reward": statistics.fmean(rewards)} if rewards else {},
             forwards_per_image=forwards,
             images_per_second=round(len(rows) / seconds, 1),
@@ -146,6 +147,11 @@ class Judge:
         )
         append_result(self.folder / "results.jsonl", row)
         return row
+
+    def file_name(self, label: str, sampling: SamplingConfig) -> str:
+        """Of an arm's grid and verdicts, which may share their folder with those of other protocols."""
+        setting = self._setting(sampling).replace(" ", "_")
+        return f"{label}_{self.task.protocol.name}_{setting}_seed{sampling.seed}"
 
     def _setting(self, sampling: SamplingConfig) -> str:
         searched = re.sub(r"\W+", "-", self.search)

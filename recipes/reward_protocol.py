@@ -15,6 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from evaluation.results import METRICS
 from evaluation.suites import read_questions, read_suite
 from recipes.reward_evaluator import RewardEvaluator
 from recipes.reward_settings import make_rewards
@@ -57,6 +58,13 @@ class RewardProtocol:
                 "images of each prompt; it needs one of each at least"
             )
         self.rewards.refuse_distributions("an evaluation has none")
+        names = [reward.name for reward in self.rewards.rewards]
+        for name in names:
+            for other in {metric.name for metric in METRICS} | {*names}:
+                if name.startswith(f"{other}_"):  # keys are NAME_PROTOCOL_N, and found by how they begin
+                    raise ValueError(
+                        f"reward {name!r} would be taken for the metric {other!r}; give it another label, such as {name.replace('_', '-')!r}"
+                    )
         for reward in self.rewards.rewards:
             if reward.kind != "image":
                 raise ValueError(

@@ -56,7 +56,7 @@ def make_draw(config: DictConfig, generator: Generator, rows: Sequence[Row] = ()
         raise ValueError(
             "a search looks at images, and this generator has no tokenizer to make them with; set generator.tokenizer_checkpoint, or search=none"
         )
-    known = {raw_condition(row): row for row in rows}
+    known = _by_condition(rows)
     selector = functools.partial(Selector, make_rewards(config.reward), config.reward.timeout, known)
 
     def draw(
@@ -69,11 +69,26 @@ def make_draw(config: DictConfig, generator: Generator, rows: Sequence[Row] = ()
     return draw, f"{_words(plan)} by {selector().words}"
 
 
-def same_judges(config: DictConfig, protocol: Protocol | PromptProtocol) -> list[str]:
-    """Names of the rewards that a search selects by and that `protocol` reports too: the same network or detector."""
+def _by_condition(rows: Sequence[Row]) -> dict[Any, Row]:
+    """Raises ValueError for a condition whose rows differ: candidates come with their condition alone."""
+    known: dict[Any, Row] = {}
+    for row in rows:
+        if known.setdefault(condition := raw_condition(row), row) != row:
+            raise ValueError(
+                f"{condition!r:.80} has several rows with other columns, and a search cannot tell which one an image is for; "
+                "leave one of them, or set search=none"
+            )
+    return known
+
+
+def same_judges(config: DictConfig, protocol: Protocol | PromptProtocol, *, held_out: bool = False) -> list[str]:
+    """Names of the rewards that a search selects by and that `protocol` reports too: the same network or detector.
+
+    held_out: of the protocol's held-out judge instead, whose figure should tell of a gain that nothing was selected for.
+    """
     if config.mode == "none":
         return []
-    reported = _reported(protocol)
+    reported = _held_out(protocol) if held_out else _reported(protocol)
     return [reward.name for reward in make_rewards(config.reward).rewards if _judge(reward) in reported]
 
 
@@ -178,3 +193,8 @@ def _reported(protocol: Protocol | PromptProtocol) -> list[Any]:
         return [protocol.detector.name]
     rewards = getattr(protocol, "rewards", RewardSet(()))
     return [_judge(reward) for reward in rewards.rewards]
+
+
+def _held_out(protocol: Protocol | PromptProtocol) -> list[Any]:
+    pair = protocol.held_out if isinstance(protocol, GenEvalProtocol) else None
+    return [pair[0].name] if pair else []

@@ -45,8 +45,15 @@ def train_tokenizer(
             that sees the whole image writes some of it into every token; at a price, what looks alike gets like tokens,
             which a generator learns far sooner.
         on_step: called with (step, {"reconstruction": MSE on [-1, 1], "codes_used": share of the codebook}).
+
+    Raises:
+        ValueError: a rate for a MultiscaleVQTokenizer.
     """
     rng = np.random.default_rng([seed, 0])
+    if rate > 0 and not isinstance(config, VQConfig):
+        raise ValueError(
+            f"rate={rate} is a price on the codes of a VQConfig; a {type(config).__name__} has none, set 0"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = VQTokenizer(config) if isinstance(config, VQConfig) else MultiscaleVQTokenizer(config)

@@ -100,12 +100,15 @@ def object_crop(image: np.ndarray, detection: Detection) -> np.ndarray:
                 f"a detection of {detection.label!r} has a mask {list(detection.mask.shape)} in an image of {height}x{width} pixels; masks are [H, W] of the image"
             )
         image = np.where(detection.mask[..., None], image, np.uint8(GREY))
+    return image[box_slices(detection, height, width)]
+
+
+def box_slices(detection: Detection, height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of its box: whole pixels within the image, at least one each way."""
     left, top, right, bottom = map(round, detection.box)
-    rows, columns = _span(top, bottom, height), _span(left, right, width)
-    return image[rows, columns]
+    return _span(top, bottom, height), _span(left, right, width)
 
 
 def _span(start: int, stop: int, size: int) -> slice:
-    """Within the image and at least one pixel long."""
     start = min(max(start, 0), size - 1)
     return slice(start, max(min(stop, size), start + 1))

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from scipy import ndimage
 
-from evaluation.geneval.detections import Detection
+from evaluation.geneval.detections import Detection, box_slices
 from evaluation.shapes_world.scenes import COLORS, GROUND, SHAPES, silhouette
 
 _PALETTE = np.array([GROUND, *COLORS.values()], dtype=np.float32)  # 0 is the ground
@@ -66,11 +66,8 @@ class ShapeColors:
         return [self._name(image, detection) for detection in detections]
 
     def _name(self, image: np.ndarray, detection: Detection) -> str:
-        if detection.mask is None:
-            left, top, right, bottom = (round(edge) for edge in detection.box)
-            inside = image[top:bottom, left:right]
-        else:
-            inside = image[detection.mask]
+        mask = detection.mask
+        inside = image[box_slices(detection, *image.shape[:2]) if mask is None else mask]
         indices = color_indices(inside).ravel()
         counts = np.bincount(indices, minlength=len(_PALETTE))[1:]  # the ground is no colour of an object
         return self.colors[int(counts.argmax())]

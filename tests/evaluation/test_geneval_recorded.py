@@ -6,6 +6,7 @@ The lines are as that tool writes them, word for word; the boxes are made up.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -207,5 +208,7 @@ def test_equal_images_with_other_verdicts_are_refused(other: str) -> None:
         Recording(verdicts, [blank, blank])
     Recording(verdicts[:1] * 2, [blank, blank])
     Recording(verdicts, [blank, np.zeros((1, 4, 3), np.uint8)])  # the same bytes in another shape
+    nothing = replace(verdicts[0], details={})
+    Recording([nothing, replace(nothing, metadata={**nothing.metadata, "prompt": "another"})], [blank, blank])
     with pytest.raises(ValueError, match="zip"):
         Recording(verdicts, [blank])

@@ -121,6 +121,20 @@ def test_few_prompts_are_told(tmp_path: Path) -> None:
 # ---- numbers
 
 
+def test_geneval_as_a_reward_has_no_section_of_verdicts(tmp_path: Path) -> None:
+    (tmp_path / "v.jsonl").write_text('{"tag": null, "prompt": "a"}\n')
+    arms = summarize(
+        [row("base", 0.5, protocol="prompts-rows", metrics={"geneval_prompts-rows_4": 0.5}, verdicts="v.jsonl")]
+    )
+    metric = headline_metric(arms)
+    assert geneval_section(tmp_path, arms, assign_roles(arms, metric), metric, NAMES) is None
+
+
+def test_arms_without_a_part_in_the_claim_are_shown(tmp_path: Path) -> None:
+    found = section(tmp_path, [row("base", 0.5, guidance_scale=0.5)])
+    assert [arm["cells"][0]["median"] for arm in found["arms"]] == ["0.500"]
+
+
 def test_one_seed_shows_its_own_interval(tmp_path: Path) -> None:
     rows = [row("base", 0.5, intervals={f"geneval_{SUFFIX}": (0.41, 0.58)}), row("aligned", 0.7)]
     found = section(tmp_path, rows)
@@ -136,7 +150,7 @@ def test_several_seeds_show_their_range_and_the_interval_of_all_their_images(tmp
     first = [verdict(f"p{index}", index < 3, held_out_correct=index < 2) for index in range(6)]
     second = [verdict(f"p{index}", index < 4, held_out_correct=index < 3) for index in range(6)]
     own = {f"geneval_{SUFFIX}": (0.0, 1.0)}
-    metrics = {f"geneval_{SUFFIX}": 0.5, f"held-out_{SUFFIX}": 0.3}
+    metrics = {f"geneval_{SUFFIX}": 0.5, f"held-out_{SUFFIX}": 0.3, f"colors_{SUFFIX}": 0.5}
     rows = [
         row("base", 0.5, seed=seed, intervals=own, metrics=metrics, verdicts=write_verdicts(tmp_path, f"{seed}", lines))
         for seed, lines in ((1, first), (2, second))

@@ -185,6 +185,8 @@ def test_the_color_is_the_commonest_of_the_object_and_never_the_ground() -> None
     mask[:, 8:12] = True
     assert ShapeColors()(image, [Detection("cross", 1.0, box, mask)], "cross") == ["red"]
     assert ShapeColors()(image, [], "cross") == []
+    outside = render([Shape("square", "blue", 0, 4, 8)])
+    assert ShapeColors()(outside, [Detection("square", 1.0, (-0.6, 4.0, 8.0, 12.0))], "square") == ["blue"]
 
 
 # verdicts

@@ -134,8 +134,8 @@ def test_guided_rollouts_are_judged_with_their_guidance_and_without() -> None:
         *(("aligned", 1, "constant"), ("aligned", 3, "linear")),
     ]
     assert {row.samples for row in rows if row.label == "aligned"} == {
-        "samples/aligned_g1_t1_seed1001.png",
-        "samples/aligned_g3-linear_t1_seed1001.png",
+        "samples/aligned_mnist-cnn_g1_t1_seed1001.png",
+        "samples/aligned_mnist-cnn_g3-linear_t1_seed1001.png",
     }
 
 

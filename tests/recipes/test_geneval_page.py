@@ -58,7 +58,7 @@ def test_the_page_can_be_walked(capsys: pytest.CaptureFixture[str], monkeypatch:
     few = ["prompts=rows.jsonl", "evaluation.images_per_prompt=1"]
     for label in ("label=theirs", "label=official"):
         run(*commands()[label], *few)
-    verdicts = Path("runs/geneval/verdicts/theirs_images_seed0.jsonl").read_text().splitlines()
+    verdicts = Path("runs/geneval/verdicts/theirs_images_geneval-hf_g1_t1_seed0.jsonl").read_text().splitlines()
     assert [json.loads(line)["tag"] for line in verdicts] == ["single_object", "colors"]
     (row,) = map(json.loads, Path("runs/official/results.jsonl").read_text().splitlines())
     assert row["metrics"]["geneval_geneval-recorded_2"] == 1

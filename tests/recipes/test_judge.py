@@ -53,8 +53,8 @@ def test_a_row_of_results_tells_all_that_the_protocol_does(tmp_path: Path) -> No
     share = row.metrics["geneval_toy_6"]
     assert row.intervals == {"geneval_toy_6": (share - 0.1, share + 0.1)}
     assert (row.stderr, row.search) == ({"geneval_toy_6": 0.1}, "")
-    assert row.samples == "samples/base_g2_t1_seed7.png"
-    assert row.verdicts == "verdicts/base_g2_t1_seed7.jsonl"
+    assert row.samples == "samples/base_toy_g2_t1_seed7.png"
+    assert row.verdicts == "verdicts/base_toy_g2_t1_seed7.jsonl"
     verdicts = [json.loads(line) for line in (tmp_path / row.verdicts).read_text().splitlines()]
     assert [verdict["prompt"] for verdict in verdicts] == [caption for caption in CAPTIONS for _ in range(2)]
     # one image of each prompt, with the prompt below it
@@ -82,7 +82,7 @@ def test_a_search_draws_in_its_own_way_and_is_an_arm_of_its_own(tmp_path: Path) 
     searching = judge(tmp_path, protocol, draw=darkest, search="best of 4 by geneval")
     row = searching.score(tiny_llamagen_t2i(), "base", SEVEN, split="report")
     assert (row.search, row.forwards_per_image) == ("best of 4 by geneval", 99.0)
-    assert row.verdicts == "verdicts/base_g1_t1_best-of-4-by-geneval_seed7.jsonl"
+    assert row.verdicts == "verdicts/base_toy_g1_t1_best-of-4-by-geneval_seed7.jsonl"
     assert len({mean for _, mean in protocol.seen}) == 1
 
 

@@ -149,7 +149,7 @@ def test_a_broken_image_is_named_and_nothing_scored() -> None:
 def test_images_are_scored_in_order_whatever_the_batch_and_their_sizes() -> None:
     folder()
     row = scored(batch_size=4)
-    assert (row.n, row.samples) == (6, "samples/theirs_images_seed0.png")
+    assert (row.n, row.samples) == (6, "samples/theirs_images_geneval-shapes_g1_t1_seed0.png")
     verdicts = Path("scored", row.verdicts).read_text()
     assert verdicts == Path("scored", scored(batch_size=1).verdicts).read_text()
     Image.new("RGB", (20, 30)).save("drawn/00001/samples/0000.png")

@@ -240,6 +240,8 @@ def test_what_cannot_be_evaluated_is_refused(server: Server) -> None:
         (lambda: protocol(Reward("fid", Frechet())), "'fid' scores an image by the batch"),  # type: ignore[arg-type]
         (lambda: protocol(judge), "'judge' answers questions, and no row has any"),
         (lambda: protocol(bright, rows=[{"prompt": "x", "questions": [3]}]), r"row 0: questions\[0\] is 3"),
+        (lambda: protocol(Reward("is_red", brightness)), "'is_red' would be taken for the metric 'is'; .* 'is-red'"),
+        (lambda: protocol(bright, Reward("bright_too", brightness)), "for the metric 'bright'"),
         (lambda: protocol(judge, Reward("other", judge.function), rows=JUDGED), "judge and other both are judges"),
     ):
         with pytest.raises(ValueError, match=message):

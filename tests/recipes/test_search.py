@@ -145,6 +145,13 @@ def test_rewards_that_cannot_select_are_refused() -> None:
         make_draw(section("best_of_n", "brightness"), tiny_llamagen())
 
 
+def test_a_prompt_that_asks_for_different_things_cannot_be_searched_for() -> None:
+    rows = [{"label": 1, "wanted": 2.0}, {"label": 1, "wanted": 3.0}]
+    with pytest.raises(ValueError, match="1 has several rows with other columns"):
+        make_draw(section("best_of_n", "asked"), tiny_llamagen(), rows)
+    make_draw(section("best_of_n", "asked"), tiny_llamagen(), rows[:1] * 2)
+
+
 def test_a_generator_without_a_tokenizer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no tokenizer to make them with; set generator.tokenizer_checkpoint"):
         make_draw(section("best_of_n", "brightness"), tiny_llamagen(with_tokenizer=False))
@@ -166,6 +173,8 @@ def test_a_judge_that_selects_and_reports_is_found() -> None:
     assert same_judges(config, shapes) == ["geneval"]
     other = GenEvalProtocol("toy", rows, RenamedDetector(), ShapeColors(), held_out=(ShapeDetector(), ShapeColors()))
     assert same_judges(config, other) == []
+    assert same_judges(config, other, held_out=True) == ["geneval"]
+    assert same_judges(config, shapes, held_out=True) == []
     assert same_judges(OmegaConf.create({"mode": "none"}), shapes) == []
 
 

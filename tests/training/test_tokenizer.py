@@ -97,3 +97,10 @@ def test_with_a_price_on_rare_codes_equal_patches_get_equal_tokens() -> None:
         errors[rate] = (tokenizer.decode_images(tokens, (4, 4)).float() - pixels).abs().mean()
     assert codes[0.05] < codes[0.0] / 2
     assert errors[0.05] < 2 * errors[0.0] + 1  # of 255
+
+
+def test_scales_have_no_price() -> None:
+    with pytest.raises(
+        ValueError, match=r"rate=0.1 is a price on the codes of a VQConfig; a MultiscaleVQConfig has none"
+    ):
+        train_tokenizer(stripes(), SIZES["scales"], steps=1, rate=0.1, batch_size=8, learning_rate=5e-3)
