@@ -9,8 +9,8 @@ import pytest
 
 from evaluation.arms import summarize
 from evaluation.results import ResultRow
-from recipes.bench import END_MARK, _details, start_mark
-from recipes.bench_tables import make_table, spread
+from recipes.bench import END_MARK, TIMES_FILE, _Bench, _details, start_mark
+from recipes.bench_tables import make_table
 from recipes.cli import main
 
 QUICK = ["trainer.max_steps=1", "trainer.per_device_train_batch_size=2", "trainer.sample_every=0", "preflight=false"]
@@ -92,6 +92,14 @@ def test_details_of_an_arm_are_what_is_no_known_metric() -> None:
     assert _details(digits) == {}
 
 
+def test_the_training_time_is_that_of_all_stages_and_of_none_in_part(tmp_path: Path) -> None:
+    (tmp_path / TIMES_FILE).write_text(json.dumps({"gft": {"1": 10.0, "2": 30.0}, "gft+ddo": {"1": 5.0}}))
+    bench = _Bench(tmp_path, [1, 2], resume=False)
+    assert bench.training_seconds("gft") == {1: 10.0, 2: 30.0}
+    assert bench.training_seconds("gft+ddo") == {1: 15.0}
+    assert bench.training_seconds("base") == {}
+
+
 def test_an_erasing_arm_has_a_table_of_its_own() -> None:
     arms = {
         "base": {"accuracy_erased": figure(0.8, 0.8, 0.8), "kept": arm("base", 16.6)},
@@ -161,15 +169,3 @@ def test_a_page_without_a_place_for_the_table_is_refused_before_anything_runs(
     assert main(["bench", "mnist", f"readme={page}", f"output_dir={run}"]) == 1
     assert "has no place for the table" in capsys.readouterr().err
     assert not run.exists()
-
-
-def test_what_the_readme_tells_of_the_distribution_reward_is_what_was_recorded() -> None:
-    root = Path(__file__).parents[2]
-    arms = json.loads((root / "benchmarks/results/loo-fid.json").read_text())["mnist-llamagen"]["arms"]
-    readme = (root / "README.md").read_text()
-    for label, name in (("grpo", "the class alone"), ("grpo_fid", "class and distribution")):
-        arm = next(arm for arm in arms if arm["label"] == label)
-        (line,) = [line for line in readme.splitlines() if line.strip().startswith(f"| `mnist/{label}`: {name} |")]
-        figures = [spread(arm["fid"], 2), f"{arm['accuracy']['median']:.3f}", spread(arm["recall"], 3)]
-        cells = [*figures, f"{arm['training_seconds']:.0f}"]
-        assert [cell.strip(" *") for cell in line.strip(" |").split("|")][1:] == cells
