@@ -11,12 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from evaluation.files import write_atomically
+from evaluation.network_files import read_network, save_network
 
 IMAGE_SIZE = 28
 FEATURE_DIM = 64
@@ -172,15 +170,9 @@ FILE_FORMAT = "ar-align-digit-classifier-1"
 
 
 def save_classifier(model: DigitClassifier, path: str | Path) -> None:
-    """Write the weights as safetensors, with what is needed to rebuild the model in the file's metadata; atomic."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    metadata = {
-        "format": FILE_FORMAT,
-        "architecture": model.architecture,
-        "num_classes": str(model.num_classes),
-        "seed": str(model.seed),
-    }
-    write_atomically(path, safetensors.torch.save(tensors, metadata))
+    """Write the weights, with what is needed to rebuild the model; atomic."""
+    told = {"architecture": model.architecture, "num_classes": str(model.num_classes), "seed": str(model.seed)}
+    save_network(model, path, FILE_FORMAT, told)
 
 
 def load_classifier(path: str | Path) -> DigitClassifier:
@@ -190,19 +182,7 @@ def load_classifier(path: str | Path) -> DigitClassifier:
         FileNotFoundError: no such file.
         ValueError: not a safetensors file, not a classifier, or weights that do not fit the architecture it names.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable itself)
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} is no classifier: not a readable safetensors file ({error}); write it again"
-        ) from error
-    if metadata.get("format") != FILE_FORMAT:
-        raise ValueError(
-            f"{path} is no classifier: its metadata says format {metadata.get('format')!r}, expected {FILE_FORMAT!r}; "
-            "write one with save_classifier"
-        )
+    tensors, metadata = read_network(path, FILE_FORMAT, what="classifier")
     try:
         model = DigitClassifier(metadata["architecture"], int(metadata["num_classes"]), seed=int(metadata["seed"]))
         model.load_state_dict(tensors)

@@ -22,15 +22,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluation.classifier import check_images
-from evaluation.files import write_atomically
 from evaluation.geneval.detections import Detection
+from evaluation.network_files import read_network, save_network
 from evaluation.shapes_world.scenes import COLORS, SHAPES
 
 CELL = 2  # pixels of the image along each side of a cell of the map
@@ -180,9 +178,8 @@ FILE_FORMAT = "ar-align-neural-shapes-1"
 
 
 def save_neural_shapes(net: NeuralShapes, path: str | Path) -> None:
-    """Write the weights as safetensors; atomic."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
-    write_atomically(path, safetensors.torch.save(tensors, {"format": FILE_FORMAT}))
+    """Write the weights; atomic."""
+    save_network(net, path, FILE_FORMAT)
 
 
 def load_neural_shapes(path: str | Path) -> NeuralShapes:
@@ -192,19 +189,7 @@ def load_neural_shapes(path: str | Path) -> NeuralShapes:
         FileNotFoundError: no such file.
         ValueError: not a safetensors file, not this network's, or weights that do not fit it.
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable itself)
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"{path} is no judge of shapes: not a readable safetensors file ({error}); write it again"
-        ) from error
-    if metadata.get("format") != FILE_FORMAT:
-        raise ValueError(
-            f"{path} is no judge of shapes: its metadata says format {metadata.get('format')!r}, expected {FILE_FORMAT!r}; "
-            "write one with save_neural_shapes"
-        )
+    tensors, _ = read_network(path, FILE_FORMAT, what="judge of shapes")
     net = NeuralShapes()
     try:
         net.load_state_dict(tensors)
