@@ -2,7 +2,7 @@
 
     python benchmarks/search.py mnist-llamagen mnist-var      (two minutes on one core, 1,000 images for each arm)
     python benchmarks/search.py mnist-llamagen mnist-var --images 2000 --results benchmarks/results/search-mnist.json
-    python benchmarks/search.py shapes-t2i --images 1728 --aligned shapes-t2i=runs/shapes/grpo --results benchmarks/results/search-shapes.json
+    python benchmarks/search.py shapes-t2i --images 1728 --aligned shapes-t2i=runs/bench/shapes-t2i/grpo-seed1 --results benchmarks/results/search-shapes.json
 
 --aligned adds a run's generator as an arm, drawn once. Searches select by a judge that is not the one that reports: the
 digits' reward classifier, or the learnt judge of the shapes, which looks at the same things as the exact detector. Costs are
@@ -127,9 +127,8 @@ def measure(folder: Path, entry: str, images: int, aligned: str | None) -> list[
 def protocol(entry: str, images: int) -> list[str]:
     if entry != "shapes-t2i":
         return [f"evaluation.num_images={images}"]
-    prompts = len(
-        make_task(compose("eval", [f"generator={entry}", "evaluation=geneval-shapes"]).evaluation).protocol.rows
-    )
+    config = compose("eval", [f"generator={entry}", "evaluation=geneval-shapes", "evaluation.images_per_prompt=1"])
+    prompts = make_task(config.evaluation).n
     return ["evaluation=geneval-shapes", f"evaluation.images_per_prompt={max(1, images // prompts)}"]
 
 

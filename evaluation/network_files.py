@@ -31,7 +31,7 @@ def read_network(path: str | Path, file_format: str, *, what: str) -> tuple[dict
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not iterable itself)
+            tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is no {what}: not a readable safetensors file ({error}); write it again") from error
     if metadata.get("format") != file_format:

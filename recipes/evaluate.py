@@ -20,7 +20,7 @@ from align.sampling import generate
 from evaluation.arms import summarize, text_table
 from evaluation.report import write_report
 from recipes.config import compose
-from recipes.image_folders import FolderWriter, refuse_other_prompts, score_folder
+from recipes.image_folders import FolderWriter, check_folder, score_folder
 from recipes.judge import Draw, Judge
 from recipes.parts import make_generator, make_sampling
 from recipes.run import Run, say
@@ -42,8 +42,8 @@ def main(overrides: list[str]) -> None:
         task.check(generator)
         draw, search = make_draw(config.search, generator, task.rows(generator))
         _warn_of_judges(config.search, task)
-    elif isinstance(task, PromptTask):
-        refuse_other_prompts(Path(config.images), task)
+    else:
+        check_folder(Path(config.images), task)
     keep = _keep(config, task)
     run = Run(config, kind="eval", overrides=overrides, name=config.label, append=True)  # replaces an earlier record
     run.update(evaluation=task.facts())

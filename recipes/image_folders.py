@@ -15,7 +15,7 @@ from align.types import SamplingConfig
 from evaluation.geneval.folder import read_folder, read_rows, write_prompt
 from evaluation.results import ResultRow
 from recipes.judge import Judge
-from recipes.tasks import PromptTask
+from recipes.tasks import PromptTask, Task
 
 COLUMNS = ("prompt", "tag", "include", "exclude")  # of a row, that say what its images are judged by
 
@@ -37,18 +37,14 @@ class FolderWriter:
 
 
 def score_folder(judge: Judge, source: Path, label: str, sampling: SamplingConfig) -> ResultRow:
-    """The row of images that lie in `source`, for a judge with a task of prompts; `sampling` says how they were drawn.
+    """The row of images that lie in `source`, which `check_folder` found to be the judge's; `sampling` says how they were drawn.
 
     Raises:
-        ValueError: a task of classes, other prompts than the task's or in another order, fewer images of one than it
-            asks for, or an image that cannot be read; says which. Nothing is scored then.
+        ValueError: fewer images of a prompt than the task asks for, or an image that cannot be read; says which. Nothing
+            is scored then.
     """
     task = judge.task
-    if not isinstance(task, PromptTask):
-        raise ValueError(
-            f"images= are of prompts, and protocol {task.protocol.name} judges images of classes; choose evaluation=geneval"
-        )
-    refuse_other_prompts(source, task)
+    assert isinstance(task, PromptTask)  # check_folder refuses others
     per_prompt = task.protocol.images_per_prompt
     marker = task.marker(task.protocol.rows)
     wanted, shown = set(task.shown()), dict[int, Tensor]()
@@ -62,8 +58,12 @@ def score_folder(judge: Judge, source: Path, label: str, sampling: SamplingConfi
     return judge.record(identity, marker, shown, judge.file_name(f"{label}_images", sampling))
 
 
-def refuse_other_prompts(source: Path, task: PromptTask) -> None:
-    """Raises ValueError for a folder whose prompts are not the task's, in its order."""
+def check_folder(source: Path, task: Task) -> None:
+    """Raises ValueError for a task of classes, and for a folder whose prompts are not the task's, in its order."""
+    if not isinstance(task, PromptTask):
+        raise ValueError(
+            f"images= are of prompts, and protocol {task.protocol.name} judges images of classes; choose evaluation=geneval"
+        )
     rows, asked = read_rows(source), task.protocol.rows
     hint = "choose them by evaluation.protocol.prompts, and their number by evaluation.max_prompts"
     for number, (row, expected) in enumerate(zip(rows, asked, strict=False)):

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from align import load_generator
 from align.data.prompts import read_prompts
 from align.tensor_files import read_tensors
+from evaluation.geneval.protocol import GenEvalProtocol
 from evaluation.results import read_results
 from recipes.choices import options
 from recipes.parts import zoo_file
@@ -342,9 +343,10 @@ def test_the_entry_of_shapes_is_made_from_nothing() -> None:
     ]
     run("pretrain", "experiment=zoo/shapes-t2i", "output_dir=made", *few)
     protocol = make_protocol("zoo:made")
-    assert (protocol.name, len(protocol.rows)) == ("geneval-shapes", 144)  # type: ignore[union-attr]
+    assert isinstance(protocol, GenEvalProtocol)
+    assert (protocol.name, len(protocol.rows)) == ("geneval-shapes", 144)
     asked = {row["prompt"] for row in read_prompts(zoo_file("zoo:made", "prompts"))}
-    assert asked.isdisjoint(row["prompt"] for row in protocol.rows)  # type: ignore[union-attr]
+    assert asked.isdisjoint(row["prompt"] for row in protocol.rows)
     assert not Path("made/verdicts").exists()
     assert "a T5 of 24 words" in Path("made/card.md").read_text()
     made = ["generator.name=made", "evaluation.protocol=zoo:made", "reward.judge=zoo:made", "preflight=false"]

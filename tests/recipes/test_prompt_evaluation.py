@@ -17,7 +17,7 @@ from evaluation.geneval.grammar import colors, counting, two_object
 from evaluation.prompted import PromptProtocol
 from evaluation.protocol import Protocol
 from evaluation.results import ResultRow, read_results
-from recipes.image_folders import FolderWriter, score_folder
+from recipes.image_folders import FolderWriter, check_folder, score_folder
 from recipes.judge import Judge
 from recipes.protocols import make_class_protocol, make_protocol
 from recipes.tasks import PromptTask
@@ -104,7 +104,9 @@ def task() -> PromptTask:
 
 
 def scored(*, batch_size: int = 4) -> ResultRow:
-    return score_folder(Judge(task(), batch_size, Path("scored")), Path("drawn"), "theirs", SamplingConfig())
+    judge = Judge(task(), batch_size, Path("scored"))
+    check_folder(Path("drawn"), judge.task)
+    return score_folder(judge, Path("drawn"), "theirs", SamplingConfig())
 
 
 def folder(prompts: int = 3, images: int = 2, *, other: dict[str, object] | None = None) -> None:
