@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import importlib
 import os
 import sys
@@ -93,15 +94,20 @@ def _run(arguments: list[str]) -> int:
         if (rewards := sys.modules.get("recipes.reward_settings")) is not None:
             rewards.close_rewards()
         sys.path[:] = before
-    _leave_group()
+    leave_group()
     return 0
 
 
-def _leave_group() -> None:
-    """Of processes that trained together; left to the interpreter's end, gloo's threads now and then abort the process."""
+def leave_group() -> None:
+    """End this process's part of a group that trained together, threads included; nothing where there is none.
+
+    Left to the interpreter's end, gloo's threads now and then abort the process. The group ends with the last that holds
+    it, and trainers do: destroying it alone leaves the threads of those that wait in reference cycles.
+    """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
+        gc.collect()
 
 
 def _help(command: str, words: list[str]) -> int:

@@ -18,6 +18,7 @@ from training.harness import (
 )
 
 from align.training.penalties import KLPenalty
+from recipes.cli import leave_group
 from recipes.train import train_generator
 from rewards.base import Reward
 
@@ -64,7 +65,8 @@ if __name__ == "__main__":
     parent, micro_batch, world, resume, *objectives = sys.argv[1:]
     for objective in objectives:
         main(Path(parent, objective), objective, int(micro_batch), int(world), resume=resume == "resume")
-    # left to the interpreter's end, gloo's threads now and then abort the process
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+        leave_group()
+        names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+        assert not [name for name in names if "gloo" in name], f"threads that may abort the process are left: {names}"
