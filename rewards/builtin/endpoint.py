@@ -55,24 +55,24 @@ def post_json(
     )
     for pause in PAUSES:
         try:
-            return _once(request, min(time.monotonic() + call_timeout, until))
+            return _once(request, call_timeout, until)
         except UnavailableError:
             if time.monotonic() + pause >= until:
                 raise
             time.sleep(pause)
-    return _once(request, min(time.monotonic() + call_timeout, until))
+    return _once(request, call_timeout, until)
 
 
-def _once(request: urllib.request.Request, until: float) -> Any:
-    url = request.full_url
-    left = until - time.monotonic()
+def _once(request: urllib.request.Request, call_timeout: float, until: float) -> Any:
+    url, now = request.full_url, time.monotonic()
+    left = min(call_timeout, until - now)
     if left <= 0:
         raise UnavailableError(
             f"no time was left to ask {url}; raise the deadline, or ask for more at once (concurrency)"
         )
     try:
         with _opener.open(request, timeout=left) as response:
-            answer = _read(response, until)
+            answer = _read(response, now + left)
     except (OSError, http.client.HTTPException) as error:
         late = isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
         what = f"no whole answer within {left:.3g} seconds" if late else f"{type(error).__name__}: {error}"

@@ -174,18 +174,18 @@ def test_another_kind_of_server_is_told(server: Server, body: bytes, message: st
 
 def test_a_server_that_hangs_is_given_up_on(server: Server) -> None:
     server.answer = lambda request, before: server.hang() if before < 1 else says("Score: 10")
-    assert judge(server, call_timeout=0.15)(IMAGES[:1], ROWS[:1]).values.tolist() == [1]
+    assert judge(server, call_timeout=0.5)(IMAGES[:1], ROWS[:1]).values.tolist() == [1]
     server.requests.clear()
     server.answer = lambda request, before: server.hang()
-    assert "no whole answer within 0.02 seconds" in judge(server, call_timeout=0.02)(IMAGES[:1], ROWS[:1]).error
+    assert "no whole answer within 0.2 seconds" in judge(server, call_timeout=0.2)(IMAGES[:1], ROWS[:1]).error
     assert len(server.requests) == 3
 
 
 def test_the_deadline_is_for_the_whole_batch(server: Server) -> None:
     server.answer = lambda request, before: says("Score: 10") if "cat" in question_of(request) else server.hang()
     started = time.monotonic()
-    scores = judge(server, concurrency=1, deadline=0.25)(IMAGES, ROWS)
-    assert time.monotonic() - started < 2
+    scores = judge(server, concurrency=1, deadline=1.0)(IMAGES, ROWS)
+    assert time.monotonic() - started < 10
     assert scores.valid.tolist() == [True, False, False]
     assert len(server.requests) == 2  # there was no time to ask for the third
 
