@@ -94,7 +94,7 @@ def _run(arguments: list[str]) -> int:
         if (rewards := sys.modules.get("recipes.reward_settings")) is not None:
             rewards.close_rewards()
         sys.path[:] = before
-    leave_group()
+    leave_group()  # not after an error: another process may still wait for this one
     return 0
 
 

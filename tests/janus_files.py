@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from align.generators import JanusConfig
+from align import load_generator
+from align.generators import Janus, JanusConfig
 from align.generators.janus_keys import CONVERTED, ORIGINAL, published_name
 from align.tokenizers import VQConfig, VQTokenizer
 
@@ -19,6 +20,7 @@ MARKS = (
     *("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>", "<end_of_image>"),
     *("<image_placeholder>", "<|User|>", "<|Assistant|>"),
 )
+LAYOUTS = ("converted", "original")
 BOS, EOS, PAD, BOI = range(4)
 LETTERS = sorted(pre_tokenizers.ByteLevel.alphabet())
 LANGUAGE = {
@@ -119,3 +121,9 @@ def _weights(layout: str, tower: bool) -> dict[str, Tensor]:
         for name, shape in OTHERS[layout].items() if tower else ():
             found[name] = torch.randn(shape)
     return found
+
+
+def load_janus(path: Path, **settings: Any) -> Janus:
+    generator = load_generator("janus", path, **settings)
+    assert isinstance(generator, Janus)
+    return generator
