@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.results import CLASS_ACCURACY, METRICS, Metric, ResultRow, find_key
+from evaluation.metric_names import CLASS_ACCURACY, Metric, find_key, known_metric, known_metrics
+from evaluation.results import ResultRow
 
 # Two rows that differ in one of these measure different things: FID alone moves with every one of them.
-COMPARABLE = ("protocol", "n", "reference_n", "extractor_fingerprint")
+COMPARABLE = ("protocol", "n", "reference_n", "reference_hash", "extractor_fingerprint")
 # Rows that agree in these are one arm.
 ARM = (
     *("label", "guidance_scale", "guidance_schedule", "guided_blocks", "temperature", "top_k", "top_p", "search"),
@@ -87,6 +88,11 @@ class Arm:
     def filters(self) -> list[str]:
         top_k = [f"top-k {self.top_k}"] if self.top_k else []
         return top_k + ([f"top-p {self.top_p:g}"] if self.top_p < 1 else [])
+
+    @property
+    def reshaped(self) -> bool:
+        """At another temperature than 1, or with a filter."""
+        return self.temperature != 1 or bool(self.filters)
 
     @property
     def plain(self) -> bool:
@@ -185,8 +191,7 @@ def other_metrics(arms: Iterable[Arm]) -> list[str]:
     """Names of metrics that are not known ones: GenEval's tags, rewards. Single classes are left out."""
     keys = [(key, row.protocol) for arm in arms for row in arm.rows for key in row.metrics]
     names = dict.fromkeys(key.partition(f"_{protocol}")[0] for key, protocol in keys)
-    known = {metric.name for metric in METRICS}
-    return [name for name in names if name not in known and not name.startswith(CLASS_ACCURACY)]
+    return [name for name in names if known_metric(name) is None and not name.startswith(CLASS_ACCURACY)]
 
 
 def text_table(arms: Sequence[Arm]) -> str:
@@ -195,7 +200,7 @@ def text_table(arms: Sequence[Arm]) -> str:
     Columns are the known metrics that an arm has, or where there are none those of any name.
     """
     protocols = [arm.rows[0].protocol for arm in arms]
-    known = [metric.under(protocols) for metric in METRICS if any(arm.metric(metric.name) for arm in arms)]
+    known = [metric.under(protocols) for metric in known_metrics([row.metrics for arm in arms for row in arm.rows])]
     columns = known or [Metric(name, name) for name in other_metrics(arms)]
     table = [["arm", "guidance", "T", *(metric.title for metric in columns), "forwards/img", "img/s", "seeds"]]
     for arm in arms:

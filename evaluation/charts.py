@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from evaluation.arms import Arm
 from evaluation.headline import Roles, median, number
-from evaluation.results import Metric
+from evaluation.metric_names import Metric
 
 MARGIN_LEFT, MARGIN_RIGHT = 40.0, 10.0
 LABEL_GAP = 17.0  # least distance between two labels, in units of the drawing
@@ -275,7 +275,7 @@ def _mark(arm: Arm, metric: Metric, roles: Roles, names: dict[str, str]) -> Mark
 
 def _apart(arm: Arm) -> bool:
     """Sampled in another way than by a guidance scale alone: not on its line."""
-    return arm.temperature != 1 or bool(arm.filters) or not arm.guides_evenly or bool(arm.search)
+    return arm.reshaped or not arm.guides_evenly or bool(arm.search)
 
 
 def _price_bands(arms: Sequence[Arm], scales: Sequence[float], x_range: tuple[float, float]) -> list[Band]:
@@ -303,5 +303,4 @@ def arm_class(arm: Arm) -> str:
     """The colour of an arm: its label's, except that the base sampled in another way has its own."""
     if arm.label == "base" and arm.search:
         return css_class("search")
-    reshaped = arm.label == "base" and (arm.temperature != 1 or arm.filters)
-    return css_class("temperature" if reshaped else arm.label)
+    return css_class("temperature" if arm.label == "base" and arm.reshaped else arm.label)

@@ -9,22 +9,15 @@ Shapes: B batch, H height, W width, D feature dim, K classes.
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from evaluation.features.base import ExtractorOutput
 from evaluation.network_files import read_network, save_network
 
 IMAGE_SIZE = 28
 FEATURE_DIM = 64
-
-
-class ClassifierOutput(NamedTuple):
-    """What an extractor says about a batch: penultimate features and class logits, both float32."""
-
-    features_BD: Tensor
-    logits_BK: Tensor
 
 
 def _conv3x3() -> nn.Sequential:
@@ -142,14 +135,14 @@ class DigitClassifier(nn.Module):
             self.head = nn.Linear(FEATURE_DIM, num_classes)
         self.to(memory_format=torch.channels_last)  # trains a third faster on a CPU
 
-    def forward(self, images_BHW3: Tensor) -> ClassifierOutput:
+    def forward(self, images_BHW3: Tensor) -> ExtractorOutput:
         """Classify uint8 [B, 28, 28, 3] images from any device."""
         return self.classify_pixels(images_to_pixels(images_BHW3.to(self.head.weight.device)))
 
-    def classify_pixels(self, pixels_B1HW: Tensor) -> ClassifierOutput:
+    def classify_pixels(self, pixels_B1HW: Tensor) -> ExtractorOutput:
         """Classify float32 [B, 1, 28, 28] in about [0, 1]; training enters here, after its augmentation."""
         features_BD = self.trunk(pixels_B1HW)
-        return ClassifierOutput(features_BD.float(), self.head(features_BD).float())
+        return ExtractorOutput(features_BD.float(), self.head(features_BD).float())
 
     @property
     def name(self) -> str:

@@ -13,8 +13,8 @@ from evaluation.arms import Arm, paired
 from evaluation.charts import Band, Mark, arm_class, plot
 from evaluation.geneval.requests import TAGS
 from evaluation.headline import HELD_OUT, Roles, Verdict, change, fixed, judge
+from evaluation.metric_names import Metric, find_key
 from evaluation.report_verdicts import ALL, Record, failures, ordered_reasons, pooled_intervals, read_verdicts
-from evaluation.results import Metric, find_key
 
 TAG_METRICS = tuple(Metric(tag, {"color_attr": "color attribution"}.get(tag, tag.replace("_", " "))) for tag in TAGS)
 # in a chart: how far the dots of arms stand from each other, in units of the distance between two kinds of prompt

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from evaluation.arms import Arm, Paired, Spread, paired
-from evaluation.results import METRICS, Metric, find_key
+from evaluation.metric_names import METRICS, Metric, find_key, known_metric, known_metrics
 
 MINUS = "\N{MINUS SIGN}"
 HELD_OUT = next(metric for metric in METRICS if metric.name == "held-out")
@@ -51,12 +51,19 @@ class Verdict(Enum):
 
 
 def headline_metric(arms: Sequence[Arm]) -> Metric | None:
-    """The metric to judge by: FID where there is one, else the first known metric, else the first of any name."""
-    for metric in METRICS:
+    """The metric to judge by: the first known one, FID before others, that is not contaminated if there is such a one; else
+    the first of any name."""
+    rows = [row.metrics for arm in arms for row in arm.rows]
+    for metric in [*known_metrics(rows, but=contaminated_metrics(arms)), *known_metrics(rows)]:
         if protocols := [arm.rows[0].protocol for arm in arms if arm.metric(metric.name)]:
             return metric.under(protocols)
     keys = [key for arm in arms for row in arm.rows for key in row.metrics]
     return Metric(keys[0], keys[0]) if keys else None
+
+
+def contaminated_metrics(arms: Sequence[Arm]) -> list[str]:
+    """Names of those whose own features a generator was rewarded by: they see what was optimised, not only what it did."""
+    return list(dict.fromkeys(name for arm in arms for row in arm.rows for name in row.contaminated))
 
 
 def assign_roles(arms: Sequence[Arm], metric: Metric) -> Roles:
@@ -67,15 +74,16 @@ def assign_roles(arms: Sequence[Arm], metric: Metric) -> Roles:
     plain = {arm.label: arm for arm in measured if arm.plain}
     return Roles(
         base=plain.get("base"),
-        temperature=_best([arm for arm in once if arm.guidance_scale == 1 and not arm.plain], metric),
-        cfg=_best([arm for arm in once if arm.guidance_scale > 1], metric),
+        temperature=best_arm([arm for arm in once if arm.guidance_scale == 1 and not arm.plain], metric),
+        cfg=best_arm([arm for arm in once if arm.guidance_scale > 1], metric),
         sft=plain.get("sft"),
-        search=_best([arm for arm in base if arm.search], metric),
+        search=best_arm([arm for arm in base if arm.search], metric),
         aligned=plain.get("aligned"),
     )
 
 
-def _best(arms: Sequence[Arm], metric: Metric) -> Arm | None:
+def best_arm(arms: Sequence[Arm], metric: Metric) -> Arm | None:
+    """The one with the best median; None where none is defined."""
     defined = [arm for arm in arms if not math.isnan(median(arm, metric))]
     return min(defined, key=lambda arm: metric.rank(median(arm, metric)), default=None)
 
@@ -144,7 +152,7 @@ def headline(arms: Sequence[Arm], method: str) -> Headline:
 
 
 def _selection_only(arms: Sequence[Arm], metric: Metric) -> Headline:
-    best = _best(arms, metric)
+    best = best_arm(arms, metric)
     if best is None:
         return Headline(f"{metric.title} is undefined in every row, so nothing can be said about a gain.")
     order = "lowest" if metric.lower_is_better else "highest"
@@ -158,7 +166,10 @@ def _selection_only(arms: Sequence[Arm], metric: Metric) -> Headline:
 def _without_aligned(arm: Arm, metric: Metric) -> Headline:
     return Headline(
         f"{arm.label}, {arm.settings}: {metric.title} {_stated(arm, metric)}, n = {arm.rows[0].n}.",
-        ("This run evaluated no aligned, guidance-free generator, so it says nothing about a gain.",),
+        (
+            "This run evaluated no aligned, guidance-free generator, so it says nothing about a gain.",
+            *_contaminated([arm], metric),
+        ),
     )
 
 
@@ -166,6 +177,7 @@ def _without_base(aligned: Arm, metric: Metric, method: str) -> Headline:
     return Headline(
         f"{method} has a guidance-free {metric.title} of {_stated(aligned, metric)}; "
         "the base was not evaluated in this run, so no gain can be claimed.",
+        tuple(_contaminated([aligned], metric)),
     )
 
 
@@ -227,7 +239,9 @@ def _against_temperature(aligned: Arm, other: Arm, verdict: Verdict, metric: Met
 def _against_cfg(aligned: Arm, guided: Arm, verdict: Verdict, metric: Metric, arms: Sequence[Arm]) -> str:
     """The costly alternative: guidance, with its price."""
     tried = [arm for arm in _tried(arms) if arm.guidance_scale > 1]
-    name = f"{'the best CFG' if len(tried) > 1 else 'CFG'} (scale {guided.guidance})"
+    reshaped = [f"T={guided.temperature:g}", *guided.filters] if guided.reshaped else []
+    setting = ", ".join([f"scale {guided.guidance}", *reshaped])
+    name = f"{'the best CFG' if len(tried) > 1 else 'CFG'} ({setting})"
     text = f"{', against' if verdict is Verdict.BETTER else '; compare'} {number(median(guided, metric))} for {name}"
     return text + _price(guided, aligned)
 
@@ -249,7 +263,7 @@ def _notes(roles: Roles, verdict: Verdict, metric: Metric, method: str) -> list[
     rises = median(roles.aligned, metric) > median(roles.base, metric)
     gained = verdict in (Verdict.BETTER, Verdict.ONE_SEED) and rises
     judged = _second_opinion(roles.aligned, roles.base) if gained and metric.name == "geneval" else None
-    notes = [judged] if judged else []
+    notes = [*_contaminated([roles.aligned], metric), *([judged] if judged else [])]
     if roles.sft is not None:
         comparison = paired(roles.aligned, roles.sft, metric.name)
         compared = judge(comparison, metric)
@@ -262,14 +276,30 @@ def _notes(roles: Roles, verdict: Verdict, metric: Metric, method: str) -> list[
     if roles.search is not None:
         notes.append(_against_search(roles.aligned, roles.search, metric, method))
     told = {metric.name, *(["held-out"] if judged else [])}
-    others = [other.under([roles.base.rows[0].protocol]) for other in METRICS if other.name not in told]
+    known = known_metrics(row.metrics for row in roles.aligned.rows)
+    others = [other.under([roles.base.rows[0].protocol]) for other in known if other.name not in told]
     moved = [_side_effect(roles.aligned, roles.base, other) for other in others]
-    if known := [text for text in moved if text]:
-        notes.append(f"{method} against base, both without guidance: {'; '.join(known)}.")
+    if changes := [text for text in moved if text]:
+        notes.append(f"{method} against base, both without guidance: {'; '.join(changes)}.")
     wanted = {"another temperature": roles.temperature, "CFG": roles.cfg, "an SFT control": roles.sft}
     if missing := [name for name, arm in wanted.items() if arm is None]:
         notes.append(f"Not compared in this run: {', '.join(missing)}.")
     return notes
+
+
+def _contaminated(arms: Sequence[Arm], metric: Metric) -> list[str]:
+    """That metrics were rewarded themselves, and whether another one leads."""
+    names = contaminated_metrics(arms)
+    if not names:
+        return []
+    titles = ", ".join(one.title for name in names if (one := known_metric(name)) is not None)
+    text = f"Contaminated: {titles}. The generator was rewarded by the very features that these are measured in, so that a gain in them may be no gain to the eye"
+    led = (
+        f"; this page leads with {metric.title} instead"
+        if metric.name not in names
+        else ", and no other metric was measured"
+    )
+    return [f"{text}{led}."]
 
 
 def _side_effect(aligned: Arm, base: Arm, metric: Metric) -> str | None:

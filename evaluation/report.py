@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from evaluation.arms import Arm, paired, refuse_mixed, summarize
+from evaluation.arms import COMPARABLE, Arm, paired, refuse_mixed, summarize
 from evaluation.charts import arm_class, css_class, guidance_chart
 from evaluation.curves import curve_charts, method_name, read_logs, read_run
 from evaluation.files import write_atomically
@@ -31,8 +31,10 @@ from evaluation.headline import (
     number,
     ratio,
 )
+from evaluation.metric_names import CLASS_ACCURACY, Metric, find_key, known_metrics
 from evaluation.report_grids import sample_grids
-from evaluation.results import CLASS_ACCURACY, METRICS, Metric, ResultRow, find_key, read_results
+from evaluation.report_guidance import guidance_section
+from evaluation.results import ResultRow, read_results
 
 METRIC_WORDS = {
     "fid": "FID is the Fréchet distance between features of the generated and of the reference images",
@@ -40,6 +42,14 @@ METRIC_WORDS = {
     "is": "IS is the inception score under the extractor's own classifier",
     "precision": "precision is the share of generated images that lie among the reference images",
     "recall": "recall is the share of reference images that lie among the generated ones",
+    "kid": "KID is the unbiased squared kernel distance between these features",
+    "cmmd": "CMMD is the squared kernel distance between CLIP's embeddings, in thousandths",
+    "sfid": "sFID is FID of an early layer that tells places apart",
+    "fid-inf": "FID∞ is what FID would be with infinitely many images, by a line through several numbers of them",
+    "fid-mean": "mean FID ratio is the mean over representations of the distance in units of held-out real images'",
+    "density": "density is the mean number of reference images' neighbourhoods that a generated image lies in, over k",
+    "coverage": "coverage is the share of reference images with a generated one in their neighbourhood",
+    "vendi": "Vendi is the effective number of different images",
     "geneval": "{title} is the mean over kinds of prompt of the share of images that show all that was asked for",
     "held-out": "held-out judge is the same by a judge that no reward used",
     "credit": "partial credit is the mean share of what was asked for",
@@ -111,6 +121,7 @@ def _context(run_dir: Path) -> dict[str, Any]:
         "table_remarks": _table_remarks(shown, rows),
         "chart_remarks": list(_chart_remarks(rows)),
         "geneval": geneval,
+        "guidance": guidance_section(arms, shown, metric, names),
         "grids": sample_grids(run_dir, shown, roles, names),
         "logs": [log.name for log in logs],
         "curves": [curve for curve in curves if curve.main],
@@ -148,8 +159,8 @@ def _conclude(rows: Sequence[ResultRow], method: str) -> tuple[list[Arm], Headli
         return arms, Headline(f"No conclusion: {error}.")
 
 
-def _judge_of(arm: Arm) -> tuple[str, int | None, str | None]:
-    return arm.rows[0].protocol, arm.rows[0].reference_n, arm.rows[0].extractor_fingerprint
+def _judge_of(arm: Arm) -> tuple[object, ...]:
+    return tuple(getattr(arm.rows[0], name) for name in COMPARABLE if name != "n")
 
 
 def _facts(run: Mapping[str, Any]) -> list[str]:
@@ -172,7 +183,7 @@ def _metric_columns(rows: Sequence[ResultRow]) -> list[Metric]:
     a table of their own."""
     keys = [(key, row.protocol) for row in rows for key in row.metrics if not key.startswith(CLASS_ACCURACY)]
     names = dict.fromkeys(key.partition(f"_{protocol}")[0] for key, protocol in keys)
-    known = [metric.under(_protocols_of(rows, metric)) for metric in METRICS]
+    known = [metric.under(_protocols_of(rows, metric)) for metric in known_metrics([row.metrics for row in rows])]
     known += (*TAG_METRICS, *FURTHER) if "geneval" in names else ()
     known = [metric for metric in known if metric.name in names]
     return known + [Metric(name, name) for name in names if name not in {metric.name for metric in known}]
@@ -261,6 +272,7 @@ def _table_remarks(arms: Sequence[Arm], rows: Sequence[ResultRow]) -> list[str]:
         return []
     seeds = sorted({len(arm.rows) for arm in arms})
     counted = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(*seeds)
+    told = dict.fromkeys(remark for arm in arms for row in arm.rows for remark in row.remarks)
     remarks = ["One seed." if seeds == [1] else f"Medians over {counted} seeds, with the range below."]
     if all(arm.split == "select" for arm in arms):
         remarks.append("These rows were used to choose settings: no claim rests on them.")
@@ -268,7 +280,7 @@ def _table_remarks(arms: Sequence[Arm], rows: Sequence[ResultRow]) -> list[str]:
         remarks.append("Domain FID: not comparable with Inception FID.")
     if any(_is_other_geneval(row) for row in rows):
         remarks.append("GenEval's rules with another detector: not comparable with published GenEval.")
-    return remarks
+    return remarks + [f"{remark}." for remark in told]
 
 
 def _chart_remarks(rows: Sequence[ResultRow]) -> Iterator[str]:
@@ -282,7 +294,7 @@ def _chart_remarks(rows: Sequence[ResultRow]) -> Iterator[str]:
 
 
 def _is_domain_fid(row: ResultRow) -> bool:
-    return "adm-inception" not in row.protocol and any(key.startswith("fid_") for key in row.metrics)
+    return not row.protocol.startswith("adm") and any(key.startswith("fid_") for key in row.metrics)
 
 
 def _is_other_geneval(row: ResultRow) -> bool:
@@ -293,7 +305,7 @@ def _protocols(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
     """How the numbers were made, once for every combination that occurs."""
     found: dict[tuple[Any, ...], list[ResultRow]] = {}
     for row in rows:
-        found.setdefault((row.protocol, row.n, row.reference_n, row.extractor_fingerprint), []).append(row)
+        found.setdefault(tuple(getattr(row, name) for name in COMPARABLE), []).append(row)
     return [
         {
             "name": protocol,
@@ -301,10 +313,11 @@ def _protocols(rows: Sequence[ResultRow]) -> list[dict[str, Any]]:
             "metric_keys": list(dict.fromkeys(key for row in group for key in row.metrics)),
             "n": n,
             "reference_n": reference_n,
+            "reference_hash": reference_hash,
             "fingerprint": fingerprint,
             "of_prompts": any(row.verdicts or find_key(row.metrics, "geneval") for row in group),
         }
-        for (protocol, n, reference_n, fingerprint), group in found.items()
+        for (protocol, n, reference_n, reference_hash, fingerprint), group in found.items()
     ]
 
 

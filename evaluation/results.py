@@ -10,64 +10,14 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from evaluation.metric_names import METRICS, find_key
+
 SPLITS = ("report", "select")
-# Keys of the accuracy on one class: this and the class.
-CLASS_ACCURACY = "accuracy-class"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How a metric is named in keys (`fid` in `fid_mnist-cnn_2k`), shown, and read."""
-
-    name: str
-    title: str
-    lower_is_better: bool = False
-    digits: int = 3
-
-    def under(self, protocols: Iterable[str]) -> Metric:
-        """As it may be called: GenEval goes by its protocols' names, since another detector gives other numbers.
-
-        Only a protocol named `geneval` gives GenEval.
-        """
-        names = dict.fromkeys("GenEval" if protocol == "geneval" else protocol for protocol in protocols)
-        return replace(self, title=" / ".join(names)) if self.name == "geneval" and names else self
-
-    def rank(self, value: float) -> float:
-        """Smaller is better, whatever the metric; undefined values come last."""
-        if math.isnan(value):
-            return math.inf
-        return value if self.lower_is_better else -value
-
-
-METRICS = (
-    Metric("fid", "FID", lower_is_better=True, digits=2),
-    Metric("geneval", "GenEval"),
-    Metric("held-out", "held-out judge"),
-    Metric("accuracy", "accuracy"),
-    Metric("is", "IS", digits=2),
-    Metric("precision", "precision"),
-    Metric("recall", "recall"),
-)
-
-
-def leading_metric(metrics: Mapping[str, float]) -> tuple[Metric, float]:
-    """What settings and candidates are chosen by, the first known metric or else the first of any name, and its value.
-
-    Raises:
-        ValueError: there are no metrics.
-    """
-    for metric in METRICS:
-        if (key := find_key(metrics, metric.name)) is not None:
-            return metric, metrics[key]
-    if not metrics:
-        raise ValueError("an evaluation without metrics cannot tell which setting is best")
-    key = next(iter(metrics))
-    return Metric(key, key), metrics[key]
 
 
 @dataclass(frozen=True)
@@ -76,6 +26,9 @@ class ResultRow:
 
     intervals: 95 % intervals under some keys of `metrics`.
     search: compute spent at test time beyond sampling once, in words: `best of 4 by geneval`; empty: none.
+    reference_hash: of the real images' statistics that it was measured against.
+    remarks: what a reader of the numbers should know, such as that there were too few images for one of them.
+    contaminated: names of metrics whose own features the generator was rewarded by.
     samples, verdicts: a grid of images, and the verdicts on all images as JSON lines; relative to the run folder.
     """
 
@@ -95,10 +48,13 @@ class ResultRow:
     search: str = ""
     split: str = "report"
     reference_n: int | None = None
+    reference_hash: str | None = None
     extractor_fingerprint: str | None = None
     checkpoint: str | None = None
     forwards_per_image: float | None = None
     images_per_second: float | None = None
+    remarks: tuple[str, ...] = ()
+    contaminated: tuple[str, ...] = ()
     samples: str | None = None
     verdicts: str | None = None
 
@@ -132,7 +88,7 @@ class ResultRow:
 
     def to_json(self) -> dict[str, Any]:
         """The row as a JSON object; fields that were not measured are left out, and NaN becomes null."""
-        record = {name: value for name, value in asdict(self).items() if value not in (None, {}, "")}
+        record = {name: value for name, value in asdict(self).items() if value not in (None, {}, (), "")}
         for name in ("metrics", "stderr"):
             if name in record:
                 record[name] = {key: value if math.isfinite(value) else None for key, value in record[name].items()}
@@ -161,10 +117,17 @@ def _text(value: Any) -> str:
     return value
 
 
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError("a list of strings was expected")
+    return tuple(map(_text, value))
+
+
 _READ_AS: dict[str, Any] = {
     "int": _whole,
     "float": float,
     "str": _text,
+    "tuple[str, ...]": _texts,
     "Mapping[str, float]": _numbers,
     "Mapping[str, tuple[float, float]]": _pairs,
 }
@@ -229,18 +192,3 @@ def append_result(path: Path, row: ResultRow) -> None:
         handle.write((b"\n" if tail else b"") + line)
         handle.flush()
         os.fsync(handle.fileno())
-
-
-def find_key(metrics: Mapping[str, Any], name: str) -> str | None:
-    """The key that is `name`, or starts with `name` and an underscore.
-
-    Raises:
-        ValueError: several keys do, such as two protocols in one row.
-    """
-    if name in metrics:
-        return name
-    prefix = name.removesuffix("_") + "_"
-    found = [key for key in metrics if key.startswith(prefix)]
-    if len(found) > 1:
-        raise ValueError(f"metric {name!r} is ambiguous: {', '.join(found)}; ask for one of them by its whole key")
-    return found[0] if found else None

@@ -56,7 +56,7 @@ def train_classifier(
     for step in range(steps):
         index_B = torch.randint(num_images, (batch_size,), generator=generator)
         pixels_B1HW = augment(images_to_pixels(images_NHW3[index_B]), generator)
-        logits_BK = model.classify_pixels(pixels_B1HW).logits_BK
+        logits_BK = model.head(model.trunk(pixels_B1HW))
         loss = F.cross_entropy(logits_BK, labels_N[index_B].long(), label_smoothing=LABEL_SMOOTHING)
         optimizer.zero_grad()
         loss.backward()

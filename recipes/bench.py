@@ -24,7 +24,8 @@ from align.files import write_text
 from align.generators import Generator
 from align.types import SamplingConfig
 from evaluation.arms import Arm, Spread, other_metrics, summarize
-from evaluation.results import CLASS_ACCURACY, read_results
+from evaluation.metric_names import CLASS_ACCURACY
+from evaluation.results import read_results
 from recipes.bench_tables import COLUMNS, DETAILS, make_table
 from recipes.choices import options
 from recipes.config import compose, with_sections

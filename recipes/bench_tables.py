@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluation.arms import Spread
-from evaluation.results import Metric
+from evaluation.metric_names import Metric
 
 # name in the summary -> its column and digits; the first one that was measured leads, and is compared with the base's
 COLUMNS = {

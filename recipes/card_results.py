@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evaluation.arms import refuse_mixed, summarize
+from evaluation.metric_names import CLASS_ACCURACY, METRICS, find_key
 from evaluation.report import METRIC_WORDS
-from evaluation.results import CLASS_ACCURACY, METRICS, ResultRow, find_key
+from evaluation.results import ResultRow
 
 GUIDANCE = """Every scale on this page, and in ar-align, is the s of
 
@@ -72,12 +73,12 @@ def _protocol(record: Mapping[str, Any], rows: Sequence[ResultRow], keys: Sequen
     seeds = ", ".join(str(seed) for seed in sorted({row.seed for row in rows}))
     yield (
         f"Protocol `{first.protocol}` (keys {', '.join(f'`{key}`' for key in keys)}): {first.n:,} images for each row"
-        f"{reference}, sampling seed {seeds}; ± is one bootstrap standard error. One training, seed {record['config']['seed']}."
+        f"{reference}, sampling seed {seeds}; ± is one standard error. One training, seed {record['config']['seed']}."
     )
     names = {key.partition("_")[0] for key in keys}
     if words := [words for name, words in METRIC_WORDS.items() if name in names]:
         yield "; ".join(words) + "."
-    if "fid" in names and "adm-inception" not in first.protocol:
+    if "fid" in names and not first.protocol.startswith("adm"):
         yield "This FID is in a domain's own features: **not comparable with Inception FID**."
     if any(row.label == "base" and row.guidance_scale != 1 for row in rows):
         yield "The base's temperature and guidance scale were chosen on another sampling seed than the one shown."

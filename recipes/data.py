@@ -11,6 +11,9 @@ For example: align data captions prompts.txt text_encoder=flan-t5-xl output_dir=
 
 align data pairs: preference pairs of the generator's own images, the best and the worst of each condition by a reward.
 For example: align data pairs num_prompts=2000 margin=1.0 winners=runs/pairs/winners.safetensors
+
+align data stats: statistics of real images, which generated ones are measured against.
+For example: align data stats imagenet/val extractor.path=weights-inception-2015-12-05-6726825d.pth output=val.npz
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import importlib
 
 # each is a module recipes.data_KIND with main(overrides), and a configuration conf/data_KIND.yaml
-KINDS = ("encode", "show", "captions", "pairs")
+KINDS = ("encode", "show", "captions", "pairs", "stats")
 
 
 def main(arguments: list[str]) -> None:

@@ -20,6 +20,7 @@ EXTRAS = {
     "mnist": "the digits that the shipped generators were made from",
     "data": "parquet files and datasets as sources of images",
     "lora": "adapters: trainer.lora_rank",
+    "fid": "Inception-2015, the network of FID",
     "lpips": "the perceptual distance of VA-pi and of pixel-reconstruction",
     "t2i": "captions for generators that read T5",
     "trl": "the bridge to TRL",

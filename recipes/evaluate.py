@@ -7,23 +7,34 @@ Of generators of text: align eval generator=llamagen-t2i ... evaluation=geneval
 By rewards, on prompts of your own: align eval generator=llamagen-t2i ... prompts=FILE 'rewards=[{name: clip-score, kwargs: {model: MODEL}}]'
 The best of four of each image: align eval search=best_of_n search.n=4 'search.reward.rewards=[{name: NAME}]'; the judge that
 selects must not be the one that is reported, and the row names it
-Of images from elsewhere, in GenEval's folders: align eval images=FOLDER evaluation=geneval label=theirs
+Of images from elsewhere, a folder or an npz with arr_0: align eval images=samples.npz protocol=adm256-50k label=theirs
+evaluation.protocol.extractor.path=FILE evaluation.protocol.reference=FILE
+Of prompts, in GenEval's folders: align eval images=FOLDER protocol=geneval label=theirs
+
+An evaluation that was stopped goes on where it was when the same command is given again. torchrun shares it among processes.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from align.generators import Generator
 from align.sampling import generate
 from evaluation.arms import summarize, text_table
+from evaluation.image_files import ImageFiles, open_images
 from evaluation.report import write_report
+from recipes.choices import options
 from recipes.config import compose
-from recipes.image_folders import FolderWriter, check_folder, score_folder
-from recipes.judge import Draw, Judge
+from recipes.image_folders import FolderWriter, NpzWriter, check_folder, score_files, score_folder
+from recipes.judge import Draw, Judge, Keep
 from recipes.parts import make_generator, make_sampling
-from recipes.run import Run, say
+from recipes.protocols import is_prompt_section
+from recipes.reward_settings import optimised_in
+from recipes.run import Run, is_first_process, say
 from recipes.search_settings import make_draw, same_judges
 from recipes.tasks import PromptTask, Task, make_task
 
@@ -33,29 +44,51 @@ IMAGES = "images"
 def main(overrides: list[str]) -> None:
     config = compose("eval", _with_section(overrides))
     _refuse_unread(config)
-    task = make_task(config.evaluation, classes=None if config.classes is None else list(config.classes))
     sampling = make_sampling(config.sampling)
+    generator, search = None, ""
     draw: Draw = generate
-    search = ""
+    files = _class_images(config)
+    task = make_task(
+        config.evaluation,
+        num_images=None if files is None else len(files),
+        classes=None if config.classes is None else list(config.classes),
+    )
     if config.images is None:
         generator = make_generator(config.generator)
         task.check(generator)
         draw, search = make_draw(config.search, generator, task.rows(generator))
         _warn_of_judges(config.search, task)
-    else:
+    elif isinstance(task, PromptTask):
         check_folder(Path(config.images), task)
-    keep = _keep(config, task)
+    keep = _keep(config, task, generator)
     run = Run(config, kind="eval", overrides=overrides, name=config.label, append=True)  # replaces an earlier record
     run.update(evaluation=task.facts())
     judge = Judge(task, config.evaluation.batch_size, run.folder, draw=draw, search=search, keep=keep)
+    judge = replace(judge, optimised=optimised_in(config.generator.checkpoint if generator is not None else None))
     with run.watching():
-        if config.images is None:
+        if generator is not None:
             row = judge.score(generator, config.label, sampling, split="report", grid=True)
+        elif files is not None:
+            row = score_files(judge, files, config.label, sampling)
         else:
             row = score_folder(judge, Path(config.images), config.label, sampling)
     run.update(status="finished", hashes={"generator": row.checkpoint})
-    print(text_table(summarize([row])))
-    say(f"report: {write_report(run.folder)}")
+    if is_first_process():
+        print(text_table(summarize([row])))
+        say(f"report: {write_report(run.folder)}")
+
+
+def _class_images(config: DictConfig) -> ImageFiles | None:
+    """Those of `images=`, where they are no folders of prompts."""
+    if config.images is None or is_prompt_section(config.evaluation):
+        return None
+    if config.classes is not None:
+        raise ValueError("classes= are of images that are drawn, and images= are drawn already; leave it out")
+    if (Path(config.images) / "00000" / "metadata.jsonl").exists():
+        raise ValueError(
+            f"{config.images} holds images of prompts, as GenEval's folders do, and this protocol judges images of classes; choose protocol=geneval"
+        )
+    return open_images(config.images)
 
 
 def _warn_of_judges(search: DictConfig, task: Task) -> None:
@@ -70,25 +103,34 @@ def _warn_of_judges(search: DictConfig, task: Task) -> None:
         )
 
 
-def _keep(config: DictConfig, task: Task) -> FolderWriter | None:
+def _keep(config: DictConfig, task: Task, generator: Generator | None) -> Keep | None:
     if not config.save_images:
         return None
-    if config.images is not None or not isinstance(task, PromptTask):
-        raise ValueError(
-            "save_images=true writes images that are drawn for prompts to folders as GenEval has them; not with images=, nor "
-            "for classes (`align sample` writes those)"
-        )
-    return FolderWriter(Path(config.output_dir) / IMAGES, task)
+    if generator is None:
+        raise ValueError("save_images=true writes images that are drawn, and images= are written already; leave it out")
+    if isinstance(task, PromptTask):
+        return FolderWriter(Path(config.output_dir) / IMAGES, task)
+    return NpzWriter(Path(config.output_dir) / f"{IMAGES}.npz", [row["label"] for row in task.rows(generator)])
 
 
 def _with_section(overrides: list[str]) -> list[str]:
-    """Prompts or rewards by themselves mean the protocol that consists of them."""
-    names = {word.partition("=")[0] for word in overrides}
-    return (
-        ["evaluation=prompts", *overrides]
-        if names & {"prompts", "rewards"} and "evaluation" not in names
-        else overrides
-    )
+    """`protocol=` is short for a section of conf/evaluation/ or a protocol of one's own; prompts or rewards by themselves
+    mean the protocol that consists of them."""
+    given = {word.partition("=")[0]: word.partition("=")[2] for word in overrides}
+    if "protocol" in given:
+        if "evaluation" in given:
+            raise ValueError("protocol= chooses the evaluation's section; leave evaluation= out")
+        chosen, rest = given["protocol"], [word for word in overrides if not word.startswith("protocol=")]
+        if chosen in (known := options("evaluation")):
+            return [f"evaluation={chosen}", *rest]
+        if not chosen.endswith((".yaml", ".yml")) and not chosen.startswith("zoo:"):
+            raise ValueError(
+                f"unknown protocol {chosen!r}; known: {', '.join(known)}, a FILE.yaml of your own, or zoo:NAME"
+            )
+        return ["evaluation=own", f"evaluation.protocol={json.dumps(chosen)}", *rest]
+    if given.keys() & {"prompts", "rewards"} and "evaluation" not in given:
+        return ["evaluation=prompts", *overrides]
+    return overrides
 
 
 def _refuse_unread(config: DictConfig) -> None:

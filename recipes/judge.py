@@ -6,11 +6,13 @@ import re
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -21,7 +23,10 @@ from align.images import save_grid
 from align.progress import progress_bar
 from align.sampling import generate
 from align.types import Rollout, SamplingConfig
-from evaluation.results import ResultRow, append_result, leading_metric, read_results
+from evaluation.metric_names import leading_metric
+from evaluation.results import ResultRow, append_result, read_results
+from recipes.run import is_first_process, num_processes, process_index, say, wait_for_all
+from recipes.shards import Shards
 from recipes.tasks import Marker, Task
 from rewards.combine import RewardSet
 from rewards.scoring import score_rewards
@@ -33,25 +38,49 @@ class Draw(Protocol):
     """Rollouts of all conditions in order, as `align.sampling.generate` gives them; a search may spend more on each."""
 
     def __call__(
-        self, generator: Generator, raw_conditions: Sequence[Any], config: SamplingConfig, *, batch_size: int
+        self,
+        generator: Generator,
+        raw_conditions: Sequence[Any],
+        config: SamplingConfig,
+        *,
+        batch_size: int,
+        first: int = 0,
     ) -> Iterator[Rollout]: ...
 
 
 class Keep(Protocol):
     """Takes every image that is drawn, with its sample index, to wherever it is kept."""
 
+    def begin(self, *, resumed: bool) -> None:
+        """Before the first image. Raises ValueError if there are images that these would be mixed with."""
+
     def __call__(self, images_BHW3: Tensor, index_B: Tensor) -> None: ...
+
+    def finish(self) -> None:
+        """After the last image; by one process."""
+
+
+class Source(Protocol):
+    """Where images come from."""
+
+    def __call__(self, indices: range) -> tuple[Tensor, dict[str, float]]:
+        """Those of the sample indices, uint8 [B, H, W, 3] on the CPU; and `seconds` and `forwards` that drawing them took."""
+        ...
 
 
 @dataclass(frozen=True)
 class Judge:
     """A task, and the folder that its rows, sample grids and verdicts are collected in.
 
-    batch_size: images that are drawn at once.
+    Images are drawn and measured in shards, which torchrun's processes share. A shard is on disk when it is done, so that
+    who is stopped and asks for the same row again goes on there, and gets the same numbers to the last digit.
+
+    batch_size: images that are drawn at once, and those of a shard.
     rewards: scored on the same images; their weighted sum is the row's metric `reward`.
     reuse: a row that `folder` holds already, of the same weights, setting, split and count, is not measured again.
     draw, search: how images are drawn, and in words what that spends beyond drawing each once; an arm of its own.
     keep: takes the images themselves.
+    optimised: fingerprints of what the generators that are scored were rewarded by; metrics of the same are contaminated.
     """
 
     task: Task
@@ -62,6 +91,7 @@ class Judge:
     draw: Draw = generate
     search: str = ""
     keep: Keep | None = None
+    optimised: frozenset[str] = frozenset()
 
     def score(
         self, generator: Generator, label: str, sampling: SamplingConfig, *, split: str, grid: bool = False
@@ -77,74 +107,114 @@ class Judge:
             if all(getattr(row, name) == value for name, value in identity.items()):
                 return row
         rows = self.task.rows(generator)
-        marker = self.task.marker(rows)
-        seconds, forwards = 0.0, 0.0
-        shown: dict[int, Tensor] = {}
-        wanted = set(self.task.shown() if grid else ())
-        rewards: list[float] = []
-        bar = progress_bar(total=len(rows), description=f"{label} {self._setting(sampling)}", unit="img", leave=False)
         conditions = [raw_condition(row) for row in rows]
-        batches = self.draw(generator, conditions, sampling, batch_size=self.batch_size)
-        clock = time.monotonic()
-        for rollout in batches:
-            images = generator.decode(rollout.tokens_BL)
-            seconds += time.monotonic() - clock
-            images, indices = images.cpu(), rollout.index_B.tolist()
-            marker.update(images, rollout.index_B)
-            if self.keep is not None:
-                self.keep(images, rollout.index_B)
-            if self.rewards.rewards:
-                scores = score_rewards(self.rewards.rewards, images, [rows[i] for i in indices], timeout=None).checked()
-                combined = self.rewards.combine(scores.values_NR, scores.valid_NR)
-                weighed_NK = combined.columns_NK * torch.tensor(combined.weights)
-                rewards += weighed_NK[~weighed_NK.isnan().all(1)].nansum(1).tolist()
-            forwards = rollout.forwards_per_image
-            shown |= {index: image for index, image in zip(indices, images, strict=True) if index in wanted}
-            bar.update(len(images))
-            clock = time.monotonic()
-        bar.close()
-        return self.record(
-            identity,
-            marker,
-            shown,
-            self.file_name(label, sampling),
-            more={"reward": statistics.fmean(rewards)} if rewards else {},
-            forwards_per_image=forwards,
-            images_per_second=round(len(rows) / seconds, 1),
-        )
 
-    def record(
+        def source(indices: range) -> tuple[Tensor, dict[str, float]]:
+            clock = time.monotonic()
+            part = conditions[indices.start : indices.stop]
+            images, forwards = [], 0.0
+            drawn = self.draw(generator, part, sampling, batch_size=self.batch_size, first=indices.start)
+            for rollout in drawn:
+                images.append(generator.decode(rollout.tokens_BL).cpu())
+                forwards = rollout.forwards_per_image
+            return torch.cat(images), {"seconds": time.monotonic() - clock, "forwards": forwards}
+
+        return self.measure(source, rows, identity, self.file_name(label, sampling), grid=grid)
+
+    def measure(
         self,
+        source: Source,
+        rows: Sequence[Mapping[str, Any]],
         identity: Mapping[str, Any],
-        marker: Marker,
-        shown: Mapping[int, Tensor],
         name: str,
         *,
-        more: Mapping[str, float] | None = None,
-        **costs: float,
+        grid: bool,
+        files: str = "",
+        remarks: Sequence[str] = (),
     ) -> ResultRow:
-        """Sum up what was marked, and append it as a row; with a grid of the shown images and the verdicts, by `name`.
+        """The row of a source's images, one for each of `rows`; appended to results.jsonl.
 
         Args:
-            shown: images uint8 [H, W, 3] of one size, by their sample indices; no grid where there are none.
-            more: metrics beside the protocol's own.
+            identity: the fields that say what is measured. The shards of another identity are left alone.
+            name: of the files with the grid and the verdicts.
+            files: identity of the files that images come from; what else changes the numbers is in `identity`.
+            remarks: on the images, beside the protocol's own.
         """
+        shards = Shards(self.folder, {**identity, "files": files}, total=len(rows), size=self.batch_size)
+        done = sum(map(shards.has, range(len(shards))))
+        if done:
+            say(f"going on with {identity['label']}: {done} of {len(shards)} shards were there")
+        if self.keep is not None:
+            self.keep.begin(resumed=done > 0)
+        wait_for_all()  # all have counted before one writes
+        wanted = set(self.task.shown() if grid else ())
+        marker = self.task.marker(rows, shards.folder / "columns") if is_first_process() else None
+        spent = Spent()
+        alone = num_processes() == 1
+        with _progress(shards, done, f"{identity['label']} {name}") as bar:
+            for shard in range(process_index(), len(shards), num_processes()):
+                if not shards.has(shard):
+                    shards.write(shard, self._describe(source, rows, shards.indices(shard), wanted))
+                    bar.update(len(shards.indices(shard)))
+                if alone and marker is not None:  # a judge that fails is known at once
+                    spent.take(marker, shards, shard)
+        wait_for_all()
+        if marker is not None:
+            for shard in range(len(shards)) if not alone else ():
+                spent.take(marker, shards, shard)
+            self.record(identity, marker, spent, name, remarks)
+            shards.remove()
+        wait_for_all()
+        return read_results(self.folder / "results.jsonl")[-1]
+
+    def _describe(
+        self, source: Source, rows: Sequence[Mapping[str, Any]], indices: range, wanted: set[int]
+    ) -> dict[str, NDArray[Any]]:
+        """All that is kept of a shard."""
+        images_BHW3, spent = source(indices)
+        arrays = {f"marker/{key}": array for key, array in self.task.describe(images_BHW3).items()}
+        if self.keep is not None:
+            self.keep(images_BHW3, torch.tensor(indices))
+        if self.rewards.rewards:
+            own = [dict(rows[index]) for index in indices]
+            scores = score_rewards(self.rewards.rewards, images_BHW3, own, timeout=None).checked()
+            combined = self.rewards.combine(scores.values_NR, scores.valid_NR)
+            weighed_NK = combined.columns_NK * torch.tensor(combined.weights)
+            arrays["rewards"] = weighed_NK[~weighed_NK.isnan().all(1)].nansum(1).double().numpy()
+        shown = [index for index in indices if index in wanted]
+        arrays["shown"] = np.array(shown, np.int64)
+        if shown:
+            arrays["shown_images"] = images_BHW3[[index - indices.start for index in shown]].numpy()
+        return arrays | {name: np.array(value) for name, value in spent.items()}
+
+    def record(
+        self, identity: Mapping[str, Any], marker: Marker, spent: Spent, name: str, remarks: Sequence[str] = ()
+    ) -> ResultRow:
+        """Sum up what was marked, and append it as a row; with a grid of the shown images and the verdicts, by `name`."""
         result = marker.compute()
         samples, verdicts = f"samples/{name}.png", f"verdicts/{name}.jsonl"
-        if shown:
-            grid = torch.stack(list(shown.values()))
-            captions = self.task.captions(list(shown))
+        if spent.shown:
+            grid = torch.from_numpy(np.stack(list(spent.shown.values())))
+            captions = self.task.captions(list(spent.shown))
             save_grid(grid, self.folder / samples, columns=self.task.grid_columns, captions=captions)
+        remarks = (*remarks, *result.remarks)
+        for remark in remarks:
+            say(f"note: {remark}")
         row = ResultRow(
             **identity,
-            metrics=result.metrics | dict(more or {}),
+            metrics=result.metrics | ({"reward": statistics.fmean(spent.rewards)} if spent.rewards else {}),
             stderr=result.stderr,
             intervals=result.intervals,
             reference_n=result.reference_n,
-            samples=samples if shown else None,
+            remarks=remarks,
+            contaminated=tuple(self.task.contaminated(self.optimised)),
+            samples=samples if spent.shown else None,
             verdicts=verdicts if marker.write(self.folder / verdicts) else None,
-            **costs,  # type: ignore[arg-type]
+            forwards_per_image=spent.forwards or None,
+            images_per_second=round(result.n * num_processes() / spent.seconds, 1) if spent.seconds else None,
         )
+        if self.keep is not None:
+            self.keep.finish()
         append_result(self.folder / "results.jsonl", row)
         return row
 
@@ -174,8 +244,34 @@ class Judge:
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
             "search": self.search,
+            "reference_hash": self.task.reference_hash,
             "extractor_fingerprint": self.task.fingerprint,
         }
+
+
+@dataclass
+class Spent:
+    """What the shards brought beside their marks."""
+
+    seconds: float = 0.0
+    forwards: float = 0.0
+    rewards: list[float] = field(default_factory=list)
+    shown: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+
+    def take(self, marker: Marker, shards: Shards, shard: int) -> None:
+        arrays = shards.read(shard)
+        marks = {key.removeprefix("marker/"): array for key, array in arrays.items() if key.startswith("marker/")}
+        marker.add(marks, shards.indices(shard))
+        self.seconds += float(arrays.get("seconds", 0.0))
+        self.forwards = float(arrays.get("forwards", 0.0))
+        self.rewards += arrays["rewards"].tolist() if "rewards" in arrays else []
+        self.shown |= dict(zip(arrays["shown"].tolist(), arrays.get("shown_images", ()), strict=True))
+
+
+def _progress(shards: Shards, done: int, description: str) -> Any:
+    """Images done, how many come a second, and how long the rest will take."""
+    first = min(done * shards.size, shards.total)
+    return progress_bar(total=shards.total, initial=first, description=description, unit="img", leave=False)
 
 
 def describe(sampling: SamplingConfig) -> str:
@@ -193,24 +289,45 @@ def fid(row: ResultRow) -> float:
 
 
 def base_settings(judge: Judge, generator: Generator, evaluation: DictConfig) -> list[SamplingConfig]:
-    """How the base is shown: plain, at its best temperature without guidance, and at its best guidance scale.
+    """How the base is shown: the four cells of {no guidance, its best} x {plain, its best temperature or filter}.
 
     `evaluation` is a configuration's section of that name: select_seed, guidance_scales, guidance_schedules,
-    temperatures.
+    temperatures, filters.
+    """
+    return tuned_settings(judge, generator, "base", evaluation, evaluation.guidance_scales)
+
+
+def aligned_settings(judge: Judge, generator: Generator, evaluation: DictConfig) -> list[SamplingConfig]:
+    """The same of an aligned generator, guided by `aligned_guidance_scales`."""
+    return tuned_settings(judge, generator, "aligned", evaluation, evaluation.aligned_guidance_scales)
+
+
+def tuned_settings(
+    judge: Judge, generator: Generator, label: str, evaluation: DictConfig, scales: Sequence[float]
+) -> list[SamplingConfig]:
+    """Plain; without guidance at the best of the temperatures and filters; at the best guidance, without and with those.
 
     Best by the protocol's leading metric on one seed. It is another seed than those that claims are made on, so that the
     best of a grid is not also its luckiest draw.
     """
     plain = SamplingConfig(seed=evaluation.select_seed)
-    tempered = [plain, *(replace(plain, temperature=t) for t in evaluation.temperatures)]
-    guided = [
-        replace(plain, guidance_scale=scale, guidance_schedule=schedule)
-        for schedule in evaluation.guidance_schedules
-        for scale in evaluation.guidance_scales
-    ]
-    ranks = {}
-    for setting in [*tempered, *guided]:
-        metric, value = leading_metric(judge.score(generator, "base", setting, split="select").metrics)
-        ranks[setting] = metric.rank(value)
-    best = [min(tried, key=lambda setting: ranks[setting], default=plain) for tried in (tempered[1:], guided)]
-    return list(dict.fromkeys([plain, *best]))
+
+    def best(tried: Sequence[SamplingConfig]) -> SamplingConfig | None:
+        ranks = {}
+        for setting in tried:
+            metric, value = leading_metric(judge.score(generator, label, setting, split="select").metrics)
+            ranks[setting] = metric.rank(value)
+        return min(ranks, key=lambda setting: ranks[setting], default=None)
+
+    def guided_from(start: SamplingConfig, schedules: Sequence[str]) -> SamplingConfig | None:
+        pairs = [(scale, schedule) for schedule in schedules for scale in scales if scale != 1.0]
+        return best([replace(start, guidance_scale=scale, guidance_schedule=schedule) for scale, schedule in pairs])
+
+    judge.score(generator, label, plain, split="select")
+    tempered = [replace(plain, temperature=temperature) for temperature in evaluation.temperatures]
+    tuned = best([*tempered, *(replace(plain, **filters) for filters in evaluation.filters)])
+    guided = guided_from(plain, evaluation.guidance_schedules)
+    both = None
+    if tuned is not None and guided is not None:
+        both = guided_from(tuned, [guided.guidance_schedule])
+    return [setting for setting in (plain, tuned, guided, both) if setting is not None]

@@ -25,7 +25,8 @@ from align.progress import progress_bar
 from align.tokenizers import VQTokenizer
 from align.training.sources import RealData
 from evaluation.classifier import load_classifier, save_classifier
-from evaluation.protocol import Evaluator, make_reference, self_check
+from evaluation.evaluator import Evaluator
+from evaluation.reference import make_reference, self_check
 from evaluation.results import ResultRow, read_results
 from evaluation.train_classifier import train_classifier
 from recipes.card_digits import card
@@ -184,7 +185,7 @@ def _evaluate(
     config: DictConfig, folder: Path, images_NHWC: Tensor, labels_N: Tensor, facts: dict[str, Any]
 ) -> list[ResultRow]:
     protocol = make_class_protocol(f"zoo:{folder}")
-    facts["self_check"] = self_check(protocol)
+    facts["self_check"] = self_check(protocol.reference)
     generator = load_generator(str(folder))
     for name, source in (("train", images_NHWC), ("reconstruction", generator.decode(generator.encode(images_NHWC)))):
         evaluator = Evaluator(protocol)

@@ -12,10 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from align.data.prompts import read_prompts
 from align.zoo_entries import zoo_entry
-from evaluation.classifier import load_classifier
+from evaluation.features.make import make_extractor
+from evaluation.measures import ScoreSplits
 from evaluation.prompted import PromptProtocol
-from evaluation.protocol import Protocol, Reference, self_check
-from recipes.run import pick_device
+from evaluation.protocol import DEFAULT_METRICS, Protocol, Representation
+from evaluation.reference import Reference, self_check
 
 Section = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -27,7 +28,7 @@ def make_protocol(
     """A protocol of classes, its real-against-real check run first, or one of prompts.
 
     Args:
-        setting: `zoo:NAME`, the protocol that comes with a zoo entry, which may name another one's instead of its own so
+        setting: FILE.yaml, a section in a file of the user's own; `zoo:NAME`, the protocol that comes with a zoo entry, which may name another one's instead of its own so
             that their figures compare; or a section {kind: geneval, ...} with paths as they are.
         images_per_prompt, max_prompts: of prompts only: instead of the protocol's own number, and a subset of so many
             rows, spread evenly over all. Both show in the number of images, the latter also in the fingerprint.
@@ -37,14 +38,19 @@ def make_protocol(
     """
     section, folder = _section(setting)
     kind = section.get("kind", "features")
-    if kind not in _KINDS:
-        raise ValueError(f"unknown kind of protocol {kind!r}; known: {', '.join(_KINDS)}")
     for name, number in (("images_per_prompt", images_per_prompt), ("max_prompts", max_prompts)):
-        if number is not None and (kind == "features" or number < 1):
+        if number is not None and (kind in ("features", "file") or number < 1):
             raise ValueError(
                 f"evaluation.{name} is {number}; it must be at least 1, and protocols of classes have none"
             )
-    return _KINDS[kind](section, folder, images_per_prompt, max_prompts)
+    return _of_kind(section, folder, images_per_prompt, max_prompts)
+
+
+def _of_kind(section: Section, folder: Path, *rest: Any) -> Protocol | PromptProtocol:
+    kind = section.get("kind", "features")
+    if kind not in _KINDS:
+        raise ValueError(f"unknown kind of protocol {kind!r}; known: {', '.join(_KINDS)}")
+    return _KINDS[kind](section, folder, *rest)
 
 
 def make_class_protocol(reference: str) -> Protocol:
@@ -57,14 +63,28 @@ def make_class_protocol(reference: str) -> Protocol:
     return protocol
 
 
+def is_prompt_section(evaluation: DictConfig) -> bool:
+    """Whether an `evaluation:` section judges images of prompts; known without loading anything."""
+    if not evaluation.protocol:
+        return False
+    section, _ = _section(evaluation.protocol)
+    if section.get("kind") == "file":
+        section, _ = _read_own(section)
+    return section.get("kind", "features") != "features"
+
+
 def _section(setting: str | Section | DictConfig) -> tuple[dict[str, Any], Path]:
     """The settings of a protocol, and the folder that its paths are relative to."""
     if isinstance(setting, DictConfig):
         setting = OmegaConf.to_container(setting)  # type: ignore[assignment]
     if not isinstance(setting, str):
         return dict(setting), Path()
+    if setting.endswith((".yaml", ".yml")):
+        return {"kind": "file", "path": setting}, Path()
     if not setting.startswith("zoo:"):
-        raise ValueError(f"unknown protocol {setting!r}; use zoo:NAME, the protocol of a zoo entry")
+        raise ValueError(
+            f"unknown protocol {setting!r}; use zoo:NAME, the protocol of a zoo entry, or a file that ends in .yaml"
+        )
     folder = zoo_entry(setting.removeprefix("zoo:"))
     entry = json.loads((folder / "config.json").read_text())
     if "protocol" not in entry:
@@ -73,11 +93,46 @@ def _section(setting: str | Section | DictConfig) -> tuple[dict[str, Any], Path]
     return _section(found) if isinstance(found, str) else (found, folder)
 
 
+FEATURES = ("name", "extractor", "reference", "metrics", "more", "num_images", "image_size", "resize", "split_size", "shuffle_seed", "baselines")  # fmt: skip
+
+
 def _features(section: Section, folder: Path, images_per_prompt: int | None, max_prompts: int | None) -> Protocol:
-    extractor = load_classifier(folder / section["extractor"]).to(pick_device()).eval()
-    protocol = Protocol(section["name"], extractor, Reference.load(folder / section["reference"]))
-    self_check(protocol)
-    return protocol
+    _refuse_unknown({"kind": "features", **section}, FEATURES)
+    for needed in ("name", "extractor", "reference"):
+        if not section.get(needed):
+            raise ValueError(
+                f"this protocol of features has no {needed}; set evaluation.protocol.{needed}=... (statistics of real images: `align data stats`)"
+            )
+    parts = [_representation(part, folder) for part in (section, *(section.get("more") or ()))]
+    keywords = {key: section[key] for key in ("num_images", "image_size", "resize") if section.get(key) is not None}
+    splits = ScoreSplits(section.get("split_size"), section.get("shuffle_seed"))
+    return Protocol(section["name"], tuple(parts), **keywords, splits=splits, baselines=section.get("baselines") or {})
+
+
+def _representation(part: Section, folder: Path) -> Representation:
+    extractor = make_extractor(part["extractor"], folder)
+    reference = Reference.load(folder / part["reference"])
+    if reference.features is not None and len(reference.features) == reference.n:
+        self_check(reference)
+    return Representation(extractor, reference, tuple(part.get("metrics") or DEFAULT_METRICS))
+
+
+def _from_file(section: Section, folder: Path, *rest: Any) -> Protocol | PromptProtocol:
+    own, beside = _read_own(section)
+    return _of_kind(own, beside, *rest)
+
+
+def _read_own(section: Section) -> tuple[dict[str, Any], Path]:
+    """A user's own YAML, and its folder, which the paths in it are relative to."""
+    path = Path(section["path"])
+    if not path.exists():
+        raise FileNotFoundError(f"there is no protocol file {path}; the path is relative to {Path.cwd()}")
+    own: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    if not isinstance(own, dict) or own.get("kind") == "file" or "name" not in own:
+        raise ValueError(
+            f"{path} is no protocol; it needs a name and the settings that `protocol:` has in conf/evaluation/ (docs/evaluation.md)"
+        )
+    return {"kind": "features", **own}, path.parent
 
 
 def _geneval(section: Section, folder: Path, images_per_prompt: int | None, max_prompts: int | None) -> PromptProtocol:
@@ -127,8 +182,9 @@ def _rewards(section: Section, folder: Path, images_per_prompt: int | None, max_
 
 
 # how the section of a kind is read: with the folder of its paths, images_per_prompt and max_prompts
-_KINDS: dict[str, Callable[[Section, Path, int | None, int | None], Protocol | PromptProtocol]] = {
+_KINDS: dict[str, Callable[..., Protocol | PromptProtocol]] = {
     "features": _features,
+    "file": _from_file,
     "geneval": _geneval,
     "rewards": _rewards,
 }

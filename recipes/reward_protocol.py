@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from evaluation.results import METRICS
+from evaluation.metric_names import METRICS
 from evaluation.suites import read_questions, read_suite
 from recipes.reward_evaluator import RewardEvaluator
 from recipes.reward_settings import make_rewards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from evaluation.classifier import load_classifier
 from recipes.parts import zoo_file
 from recipes.run import pick_device
 from rewards.base import DistributionReward, Gate, Reward, RewardFunction
+from rewards.builtin.classifier import classifier_log_prob
 from rewards.combine import Ensemble, RewardSet
 from rewards.registry import load_reward
 
@@ -64,9 +67,29 @@ def reward_facts(rewards: RewardSet) -> list[dict[str, Any]]:
             "weight": reward.weight,
             "held_out": reward.name in held_out,
         }
-        fingerprint = getattr(reward.function, "fingerprint", None)
+        fingerprint = reward_fingerprint(reward.function)
         facts.append({**own, **({"fingerprint": fingerprint} if fingerprint else {})})
     return facts
+
+
+def reward_fingerprint(function: RewardFunction | DistributionReward) -> str | None:
+    """Of the model that a reward judges by; None for one without a model."""
+    if isinstance(function, functools.partial) and function.func is classifier_log_prob:
+        return load_classifier(function.keywords["weights"]).fingerprint
+    return getattr(function, "fingerprint", None)
+
+
+def optimised(rewards: list[dict[str, Any]]) -> frozenset[str]:
+    """Fingerprints of those that were trained on, of what `reward_facts` tells."""
+    return frozenset(one["fingerprint"] for one in rewards if one.get("fingerprint") and not one["held_out"])
+
+
+def optimised_in(checkpoint: str | Path | None) -> frozenset[str]:
+    """The same of the run whose folder a checkpoint is; nothing is known of other files."""
+    record = Path(checkpoint) / "run.json" if checkpoint else None
+    if record is None or not record.exists():
+        return frozenset()
+    return optimised(json.loads(record.read_text()).get("rewards") or [])
 
 
 def close_rewards() -> None:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from align.generators import Generator
 from align.types import SamplingConfig
-from evaluation.results import leading_metric
+from evaluation.metric_names import leading_metric
 from recipes.config import with_sections
 from recipes.exports import copy_export, export
 from recipes.judge import Judge

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -17,15 +16,13 @@ from align.data.prompts import as_row, raw_condition
 from align.generators import Generator
 from align.sampling import SearchPlan, Selection, generate, guided_search
 from align.types import Rollout, SamplingConfig
-from evaluation.classifier import load_classifier
 from evaluation.geneval.protocol import GenEvalProtocol
 from evaluation.prompted import PromptProtocol
 from evaluation.protocol import Protocol
 from recipes.judge import Draw
 from recipes.parts import tokenizer_hash
-from recipes.reward_settings import make_rewards
+from recipes.reward_settings import make_rewards, reward_fingerprint
 from rewards.base import Reward
-from rewards.builtin.classifier import classifier_log_prob
 from rewards.builtin.geneval import GenEvalReward
 from rewards.combine import RewardSet
 from rewards.scoring import score_rewards
@@ -57,16 +54,22 @@ def make_draw(config: DictConfig, generator: Generator, rows: Sequence[Row] = ()
             "a search looks at images, and this generator has no tokenizer to make them with; set generator.tokenizer_checkpoint, or search=none"
         )
     known = _by_condition(rows)
-    selector = functools.partial(Selector, make_rewards(config.reward), config.reward.timeout, known)
+    score = Selector(make_rewards(config.reward), config.reward.timeout, known)
 
     def draw(
-        generator: Generator, raw_conditions: Sequence[Any], config: SamplingConfig, *, batch_size: int
+        generator: Generator, raw_conditions: Sequence[Any], config: SamplingConfig, *, batch_size: int, first: int = 0
     ) -> Iterator[Rollout]:
-        score = selector()
-        yield from guided_search(generator, raw_conditions, config, plan=plan, score=score, batch_size=batch_size)
-        score.refuse_if_idle()
+        if first == 0:
+            score.asked = score.answered = 0
+        yield from guided_search(
+            generator, raw_conditions, config, plan=plan, score=score, batch_size=batch_size, first=first
+        )
+        if first + len(raw_conditions) >= len(
+            rows
+        ):  # the last part of all, as those that are drawn in parts come in order
+            score.refuse_if_idle()
 
-    return draw, f"{_words(plan)} by {selector().words}"
+    return draw, f"{_words(plan)} by {score.words}"
 
 
 def _by_condition(rows: Sequence[Row]) -> dict[Any, Row]:
@@ -180,9 +183,9 @@ def _words(plan: SearchPlan) -> str:
 def _judge(reward: Reward) -> Any:
     """What a reward judges by: the fingerprint of a classifier, the name of a detector, or itself."""
     function: Any = reward.function
-    if isinstance(function, functools.partial) and function.func is classifier_log_prob:
-        return load_classifier(function.keywords["weights"]).fingerprint
-    return function.detector.name if isinstance(function, GenEvalReward) else function
+    if isinstance(function, GenEvalReward):
+        return function.detector.name
+    return reward_fingerprint(function) or function
 
 
 def _reported(protocol: Protocol | PromptProtocol) -> list[Any]:

@@ -23,8 +23,9 @@ from recipes.choices import CONF, options
 from recipes.config import compose, with_sections
 from recipes.exports import find_export
 from recipes.facts import generator_facts
-from recipes.judge import Judge, base_settings
+from recipes.judge import Judge, aligned_settings, base_settings
 from recipes.parts import make_generator
+from recipes.reward_settings import make_rewards, optimised, reward_facts
 from recipes.run import Run, refuse_many_processes, say
 from recipes.supplies import check_recipe
 from recipes.tasks import make_task
@@ -47,10 +48,13 @@ def main(overrides: list[str]) -> None:
     run.update(runs=[f"{arm}-seed{seed}" for seed in config.seeds for arm in arms], evaluation=task.facts())
     (run.folder / "results.jsonl").unlink(missing_ok=True)
     judge = Judge(task, evaluation.batch_size, run.folder)
+    rewards = reward_facts(make_rewards(config.reward))
+    rewarded = replace(judge, optimised=optimised(rewards))
     hashes = {"base": sha256_of_tensors(base.state_dict())}
 
     guided = trained_at(config)
     settings = [*base_settings(judge, base, evaluation), *guided]
+    aligned: list[SamplingConfig] = []  # chosen with the first seed's generator, for all seeds
     for order, seed in enumerate(config.seeds):
         sampling_seed = evaluation.seed + order
         for sampling in dict.fromkeys(replace(setting, seed=sampling_seed) for setting in settings):
@@ -60,17 +64,14 @@ def main(overrides: list[str]) -> None:
             trained = _train(config, objective_config, seed, run.folder / name, run.record["command"], resume=resume)
             hashes[name] = sha256_of_tensors(trained.state_dict())
             label = "aligned" if arm == objective else arm
-            for sampling in [SamplingConfig(), *(guided if label == "aligned" else [])]:
-                judge.score(trained, label, replace(sampling, seed=sampling_seed), split="report", grid=order == 0)
+            own = rewarded if label == "aligned" else judge
             if label == "aligned" and order == 0:
-                for scale in evaluation.aligned_guidance_scales:
-                    judge.score(
-                        trained,
-                        label,
-                        SamplingConfig(guidance_scale=scale, seed=evaluation.select_seed),
-                        split="select",
-                    )
-    run.update(status="finished", hashes=hashes, generator_facts={"tokens_per_image": base.layout.length})
+                aligned = [*aligned_settings(own, trained, evaluation), *guided]
+            for setting in aligned if label == "aligned" else [SamplingConfig()]:
+                own.score(trained, label, replace(setting, seed=sampling_seed), split="report", grid=order == 0)
+    run.update(
+        status="finished", hashes=hashes, rewards=rewards, generator_facts={"tokens_per_image": base.layout.length}
+    )
     rows = read_results(run.folder / "results.jsonl")
     print(text_table(summarize(row for row in rows if row.split == "report")))
     say(f"report: {write_report(run.folder)}")
@@ -106,5 +107,6 @@ def _train(
         preflight=found,
         hashes={"aligned": sha256_of_tensors(generator.state_dict())},
         generator_facts=generator_facts(generator, config.generator),
+        rewards=reward_facts(make_rewards(settings.reward)),
     )
     return generator

@@ -7,21 +7,24 @@ Shapes: B batch, H height, W width.
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 from torch import Tensor
 
 from align.generators import Generator
 from align.sampling import balanced_labels
+from evaluation.evaluator import Evaluator, describe_images
 from evaluation.geneval.protocol import GenEvalProtocol
+from evaluation.metric_names import CLASS_ACCURACY
 from evaluation.prompted import PromptProtocol
-from evaluation.protocol import EvaluationResult, Evaluator, Protocol
-from evaluation.results import CLASS_ACCURACY
+from evaluation.protocol import EvaluationResult, Protocol
 from recipes.parts import num_classes, tokenizer_hash
 from recipes.protocols import make_protocol
 
@@ -30,10 +33,14 @@ SHOWN_CLASSES, SHOWN_PROMPTS = 60, 24  # images of a sample grid
 READ_AT_ONCE = 32  # prompts, where a text encoder reads them
 
 
+Arrays = dict[str, NDArray[Any]]
+
+
 class Marker(typing.Protocol):
     """Collects verdicts on images by their sample indices."""
 
-    def update(self, images_BHW3: Tensor, index_B: Tensor) -> None: ...
+    def add(self, arrays: Mapping[str, NDArray[Any]], indices: Sequence[int]) -> None:
+        """Take in what the task's `describe` told of these sample indices; ascending, and by one process alone."""
 
     def compute(self) -> EvaluationResult: ...
 
@@ -56,7 +63,15 @@ class ClassTask:
 
     @property
     def fingerprint(self) -> str:
-        return self.protocol.reference.extractor_fingerprint
+        return self.protocol.fingerprint
+
+    @property
+    def reference_hash(self) -> str | None:
+        return self.protocol.reference_hash
+
+    def contaminated(self, optimised: Collection[str]) -> list[str]:
+        """Names of metrics whose features are among those that were optimised, by fingerprints."""
+        return self.protocol.contaminated(optimised)
 
     def check(self, generator: Generator) -> None:
         """Raises ValueError for a generator whose images this protocol cannot judge."""
@@ -79,12 +94,18 @@ class ClassTask:
         """What stands under images in a grid; None: nothing."""
         return None
 
-    def marker(self, rows: Sequence[Mapping[str, Any]]) -> Marker:
-        return _ClassMarker(Evaluator(self.protocol), torch.tensor([row["label"] for row in rows]))
+    def describe(self, images_BHW3: Tensor) -> Arrays:
+        """What there is to keep of images until all are drawn, each array with a row an image; by any process."""
+        return describe_images(self.protocol, images_BHW3)
+
+    def marker(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> Marker:
+        """An empty one, for one process. Its own files lie in `folder`, for whoever made that to take away."""
+        labels = [row["label"] for row in rows]
+        return ClassMarker(Evaluator(self.protocol, folder), None if None in labels else labels)
 
     def facts(self) -> dict[str, Any]:
         """What a run's record says of it."""
-        return {"protocol": self.protocol.name, "fingerprint": self.fingerprint}
+        return self.protocol.facts()
 
 
 @dataclass(frozen=True)
@@ -101,6 +122,14 @@ class PromptTask:
     @property
     def fingerprint(self) -> str:
         return self.protocol.fingerprint
+
+    @property
+    def reference_hash(self) -> str | None:
+        return None
+
+    def contaminated(self, optimised: Collection[str]) -> list[str]:
+        """None: a protocol that was rewarded itself has a held-out judge for that."""
+        return []
 
     def check(self, generator: Generator) -> None:
         """Raises ValueError for a generator that cannot draw what is asked for: of classes, or one that does not know a word."""
@@ -145,7 +174,12 @@ class PromptTask:
         """What stands under images in a grid: their prompts."""
         return [self.protocol.rows[index // self.protocol.images_per_prompt]["prompt"] for index in indices]
 
-    def marker(self, rows: Sequence[Mapping[str, Any]]) -> Marker:
+    def describe(self, images_BHW3: Tensor) -> Arrays:
+        """As above; the images themselves, since one process judges all."""
+        return {"images": images_BHW3.numpy()}
+
+    def marker(self, rows: Sequence[Mapping[str, Any]], folder: Path) -> Marker:
+        """An empty one."""
         return _PromptMarker(self.protocol)
 
     def facts(self) -> dict[str, Any]:
@@ -167,12 +201,16 @@ class PromptTask:
 Task = ClassTask | PromptTask
 
 
-class _ClassMarker:
-    def __init__(self, evaluator: Evaluator, labels_N: Tensor) -> None:
-        self.evaluator, self.labels_N = evaluator, labels_N
+class ClassMarker:
+    """labels: of all images by sample index, or None where nobody knows."""
 
-    def update(self, images_BHW3: Tensor, index_B: Tensor) -> None:
-        self.evaluator.update(images_BHW3, self.labels_N[index_B])
+    def __init__(self, evaluator: Evaluator, labels: Sequence[int] | None) -> None:
+        self.evaluator = evaluator
+        self.labels_N = None if labels is None else np.asarray(labels, np.int64)
+
+    def add(self, arrays: Mapping[str, NDArray[Any]], indices: Sequence[int]) -> None:
+        labels = {} if self.labels_N is None else {"labels": self.labels_N[list(indices)]}
+        self.evaluator.add({**arrays, **labels})
 
     def compute(self) -> EvaluationResult:
         result = self.evaluator.compute()
@@ -184,11 +222,14 @@ class _ClassMarker:
 
 
 class _PromptMarker:
+    """Judges images when it takes them in."""
+
     def __init__(self, protocol: PromptProtocol) -> None:
         self.evaluator, self.images_per_prompt = protocol.evaluator(), protocol.images_per_prompt
 
-    def update(self, images_BHW3: Tensor, index_B: Tensor) -> None:
-        self.evaluator.update(images_BHW3, (index_B // self.images_per_prompt).tolist())
+    def add(self, arrays: Mapping[str, NDArray[Any]], indices: Sequence[int]) -> None:
+        rows = [index // self.images_per_prompt for index in indices]
+        self.evaluator.update(torch.from_numpy(arrays["images"]), rows)
 
     def compute(self) -> EvaluationResult:
         return self.evaluator.compute()
@@ -215,9 +256,10 @@ def make_task(evaluation: DictConfig, *, num_images: int | None = None, classes:
     protocol = make_protocol(evaluation.protocol, **prompts)
     if isinstance(protocol, Protocol):
         number = evaluation.get("num_images") if num_images is None else num_images
+        number = protocol.num_images if number is None else number
         if number is None:
             raise ValueError(
-                f"protocol {protocol.name} judges images of classes and needs evaluation.num_images; choose evaluation=mnist-cnn"
+                f"protocol {protocol.name} judges images of classes and needs evaluation.num_images, or its own num_images"
             )
         return ClassTask(protocol, number, classes)
     if classes is not None:

@@ -31,9 +31,9 @@ from recipes.conditions import shown_conditions
 from recipes.config import compose
 from recipes.exports import export, find_export
 from recipes.facts import generator_facts
-from recipes.judge import Judge, base_settings
+from recipes.judge import Judge, aligned_settings, base_settings
 from recipes.parts import make_generator, make_objective, tokenizer_hash, use_bf16
-from recipes.reward_settings import make_rewards, reward_facts
+from recipes.reward_settings import make_rewards, optimised, reward_facts
 from recipes.rounds import play
 from recipes.rounds import wanted as rounds_wanted
 from recipes.run import Run, is_first_process, refuse_many_processes, say
@@ -219,7 +219,7 @@ def main(overrides: list[str]) -> None:
         run.update(evaluation=task.facts())
         (run.folder / "results.jsonl").unlink(missing_ok=True)
         judge = Judge(task, config.evaluation.batch_size, run.folder)
-        compare(judge, base, aligned, config.evaluation, trained_at(config))
+        compare(judge, base, aligned, config.evaluation, trained_at(config), optimised(rewards))
         print(text_table(summarize(row for row in read_results(run.folder / "results.jsonl") if row.split == "report")))
     run.update(status="finished")
     say(f"aligned weights: {find_export(run.folder)}\nreport: {write_report(run.folder)}")
@@ -235,15 +235,20 @@ def trained_at(config: DictConfig) -> list[SamplingConfig]:
 
 
 def compare(
-    judge: Judge, base: Generator, aligned: Generator, evaluation: DictConfig, guided: list[SamplingConfig]
+    judge: Judge,
+    base: Generator,
+    aligned: Generator,
+    evaluation: DictConfig,
+    guided: list[SamplingConfig],
+    rewarded: frozenset[str],
 ) -> None:
-    """The rows of one training: the base plain, at its best temperature and at its best guidance, the aligned generator
-    plain; and both `guided` as the rollouts were, since training under guidance moves what stands without it, too."""
-    found = [replace(sampling, seed=evaluation.seed) for sampling in [*base_settings(judge, base, evaluation), *guided]]
-    for scale in evaluation.aligned_guidance_scales:
-        sampling = SamplingConfig(guidance_scale=scale, seed=evaluation.select_seed)
-        judge.score(aligned, "aligned", sampling, split="select")
-    for sampling in dict.fromkeys(found):
-        judge.score(base, "base", sampling, split="report", grid=True)
-    for sampling in [SamplingConfig(), *guided]:
-        judge.score(aligned, "aligned", replace(sampling, seed=evaluation.seed), split="report", grid=True)
+    """The rows of one training, in four cells each for base and aligned generator (`tuned_settings`); and both `guided`
+    as the rollouts were, since training under guidance moves what stands without it, too."""
+    other = replace(judge, optimised=rewarded)
+    shown = [
+        (judge, base, "base", base_settings(judge, base, evaluation)),
+        (other, aligned, "aligned", aligned_settings(other, aligned, evaluation)),
+    ]
+    for own, generator, label, settings in shown:
+        for sampling in dict.fromkeys(replace(setting, seed=evaluation.seed) for setting in [*settings, *guided]):
+            own.score(generator, label, sampling, split="report", grid=True)

@@ -18,12 +18,12 @@ def balanced_labels(num_images: int, num_classes: int) -> list[int]:
 
 
 def generate(
-    generator: Generator, raw_conditions: Sequence[Any], config: SamplingConfig, *, batch_size: int
+    generator: Generator, raw_conditions: Sequence[Any], config: SamplingConfig, *, batch_size: int, first: int = 0
 ) -> Iterator[Rollout]:
-    """Rollouts for all conditions, `batch_size` at a time; sample i has index i whatever the batch size."""
+    """Rollouts for all conditions, `batch_size` at a time; sample i has index `first` + i whatever the batch size."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     for start in range(0, len(raw_conditions), batch_size):
         chunk = raw_conditions[start : start + batch_size]
-        index_B = torch.arange(start, start + len(chunk))
+        index_B = first + torch.arange(start, start + len(chunk))
         yield sample(generator, generator.encode_condition(chunk), config, index_B=index_B)

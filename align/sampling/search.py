@@ -129,10 +129,11 @@ def guided_search(
     score: Score,
     features: Features = pooled_pixels,
     batch_size: int,
+    first: int = 0,
 ) -> Iterator[Rollout]:
     """Rollouts of one image for each condition, the best candidate by the plan.
 
-    Sample i has index i whatever the batch size. Candidate c of it draws from its own stream, a function of (seed, i, c)
+    Sample i has index `first` + i whatever the batch size. Candidate c of it draws from its own stream, a function of (seed, i, c)
     alone; that of candidate 0 is plain sampling's. After a selection the c-th of those kept goes on with candidate c's
     stream, so that two copies of one candidate never draw the same numbers. Where scores tie, or none applies, the first
     candidate is kept.
@@ -151,7 +152,7 @@ def guided_search(
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     images = max(1, batch_size // plan.candidates)
     return (
-        _search(generator, raw_conditions[start : start + images], start, config, plan, score, features)
+        _search(generator, raw_conditions[start : start + images], first + start, config, plan, score, features)
         for start in range(0, len(raw_conditions), images)
     )
 

@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.classifier import load_classifier
-from evaluation.devices import pick_device
-from evaluation.protocol import Extractor, ReferenceMoments
-from evaluation.user_files import load_from_file
+from evaluation.features.make import make_extractor
+from evaluation.reference import Reference
 
 ROWS = 64  # images whose statistics are held at once: there may be D * D of each
 
@@ -37,11 +35,11 @@ class LeaveOneOutFrechet:
     rollout.advantages.multi_objective_aggregation=normalize_then_sum (the paper: this one 2, the other 1).
 
     Args:
-        weights: the extractor: a file written by `evaluation.save_classifier`, or `path/to/file.py:function`, which gives
-            an `evaluation.Extractor` when called on nothing. Choose another than the evaluator's: what is optimised must
-            not judge itself.
-        reference: moments of real images under that extractor, a file that `save` of `evaluation.ReferenceMoments` or
-            `evaluation.Reference` wrote. Make it of images that the evaluation does not use.
+        weights: the extractor, as `evaluation.make_extractor` reads it: a file written by `evaluation.save_classifier`, a
+            `path/to/file.py:function`, or settings such as {name: inception, path: FILE}. Choose another than the
+            evaluator's: what is optimised must not judge itself (a report says so where it does).
+        reference: statistics of real images under that extractor, as `align data stats` writes them. Make it of images
+            that the evaluation does not use.
         covariance: `diagonal` compares mean and standard deviation of each feature, as the paper does. `full` is the
             Fréchet distance, which sees correlations too; it takes an eigenvalue problem of D x D for each image.
         decay: at least 0 and below 1 (the paper: 0.5); 0 forgets earlier steps.
@@ -56,7 +54,7 @@ class LeaveOneOutFrechet:
     def __init__(
         self,
         *,
-        weights: str | Path,
+        weights: str | Path | Mapping[str, Any],
         reference: str | Path,
         covariance: str = "diagonal",
         decay: float = 0.5,
@@ -66,16 +64,22 @@ class LeaveOneOutFrechet:
             raise ValueError(f"unknown covariance {covariance!r}; known: {', '.join(DISTANCES)}")
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}; it must be at least 0 and below 1")
-        self.extractor = _load_extractor(str(weights), pick_device(device))
-        real = ReferenceMoments.load(reference)
+        chosen = weights if isinstance(weights, Mapping) else str(weights)
+        self.extractor = make_extractor(chosen, device=device)
+        real = Reference.load(reference)
         if real.extractor_fingerprint != self.extractor.fingerprint:
             raise ValueError(
                 f"{reference} was made by extractor {real.extractor_fingerprint}, but {weights} is {self.extractor.fingerprint}; "
-                "their features do not compare. Make the reference again with make_reference"
+                "their features do not compare. Make the reference again with `align data stats`"
             )
         self.distance = DISTANCES[covariance](torch.from_numpy(real.mu), torch.from_numpy(real.sigma))
         self.decay = decay
         self.load_state_dict({})
+
+    @property
+    def fingerprint(self) -> str:
+        """The extractor's: metrics of the same one see what was optimised."""
+        return self.extractor.fingerprint
 
     def describe(self, images: Tensor, conditions: list[dict[str, Any]]) -> Tensor:
         """float32 [B, D], on the CPU: the extractor's features. Reads no row of `conditions`."""
@@ -101,14 +105,6 @@ class LeaveOneOutFrechet:
                 f"{list(empty_S.shape)}; start the run anew, without resume"
             )
         self.sums_S = sums_S.to(empty_S)
-
-
-def _load_extractor(weights: str, device: torch.device) -> Extractor:
-    file, _, function = weights.rpartition(":")
-    if file.endswith(".py"):
-        made: Extractor = load_from_file(Path(file), function)()
-        return made
-    return load_classifier(weights).requires_grad_(False).to(device).eval()
 
 
 class DiagonalFrechet:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation import ReferenceMoments
+from evaluation import Reference
 from evaluation.classifier import FEATURE_DIM, DigitClassifier, save_classifier
 from rewards.tiny.fill import fill
 
@@ -23,8 +23,6 @@ def make_loo_fid(folder: Path) -> dict[str, Any]:
     """Write the classifier and moments of images that were never there; returns the settings of `loo-fid`."""
     settings = make_classifier_log_prob(folder)
     fingerprint = fill(DigitClassifier("strided5x5"), seed=0).fingerprint
-    moments = ReferenceMoments(
-        "none", fingerprint, np.full(FEATURE_DIM, 0.1), np.diag(np.full(FEATURE_DIM, 0.01)), 1000
-    )
+    moments = Reference("none", fingerprint, np.full(FEATURE_DIM, 0.1), np.diag(np.full(FEATURE_DIM, 0.01)), 1000)
     moments.save(folder / "moments.npz")
     return {**settings, "reference": str(folder / "moments.npz"), "device": "cpu"}

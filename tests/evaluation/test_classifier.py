@@ -32,7 +32,8 @@ def stripes(num_images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize(("architecture", "parameters"), [("conv3x3", 257_162), ("strided5x5", 86_962)])
 def test_outputs_and_size(architecture, parameters):
     model = DigitClassifier(architecture, num_classes=7)
-    features, logits = model(random_images(3))
+    features, logits, spatial = model(random_images(3))
+    assert spatial is None
     assert (features.shape, features.dtype) == ((3, 64), torch.float32)
     assert (logits.shape, logits.dtype) == ((3, 7), torch.float32)
     assert sum(parameter.numel() for parameter in DigitClassifier(architecture).parameters()) == parameters

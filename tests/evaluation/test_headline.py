@@ -6,7 +6,8 @@ import pytest
 
 from evaluation.arms import paired, summarize
 from evaluation.headline import Verdict, headline, judge, number
-from evaluation.results import METRICS, ResultRow
+from evaluation.metric_names import METRICS
+from evaluation.results import ResultRow
 
 BASE = (16.0, 17.0, 16.5)
 

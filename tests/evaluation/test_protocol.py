@@ -1,50 +1,38 @@
-"""References, protocols and the evaluator, with an extractor so small that every feature is known."""
+"""Protocols and the evaluator, with an extractor so small that every feature is known."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 import torch
+from channel_means import ChannelMeans, images_and_labels
 
 from evaluation import (
-    ClassifierOutput,
-    DigitClassifier,
     Evaluator,
+    ExtractorOutput,
     Protocol,
-    Reference,
-    ReferenceMoments,
-    RunningMoments,
+    Representation,
     count_suffix,
     frechet_distance,
     make_reference,
-    self_check,
 )
+from evaluation.evaluator import describe_images
+from evaluation.features.base import Extractor
+from evaluation.measures import MEASURES
 
 KEYS = {"fid", "is", "precision", "recall", "accuracy"}
 
 
-class ChannelMeans:
-    """Features: the mean of each channel, in [0, 1]. Logits: the same, so that the class is the strongest channel."""
-
-    name = "channel-means"
-    fingerprint = "0123456789abcdef"
-
-    def __call__(self, images_bhw3: torch.Tensor) -> ClassifierOutput:
-        features_bd = images_bhw3.float().mean(dim=(1, 2)) / 255
-        return ClassifierOutput(features_bd, 10 * features_bd)
-
-
-def images_and_labels(num_images: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flat colour fields, labelled by their strongest channel."""
-    generator = torch.Generator().manual_seed(seed)
-    colours = torch.randint(0, 256, (num_images, 1, 1, 3), dtype=torch.uint8, generator=generator)
-    return colours.repeat(1, 2, 2, 1), colours.flatten(1).long().argmax(dim=1)
+def representation(extractor: Extractor | None = None, **settings) -> Representation:
+    extractor = extractor or ChannelMeans()
+    return Representation(
+        extractor, make_reference(extractor, images_and_labels(80, seed=0)[0], name="fields"), **settings
+    )
 
 
 @pytest.fixture
 def protocol() -> Protocol:
-    extractor = ChannelMeans()
-    return Protocol("rgb-means", extractor, make_reference(extractor, images_and_labels(80, seed=0)[0], name="fields"))
+    return Protocol("rgb-means", (representation(),))
 
 
 def test_evaluation_end_to_end(protocol):
@@ -77,17 +65,116 @@ def test_batch_sizes_do_not_matter_and_compute_repeats(protocol):
     assert pieces.compute().metrics == pytest.approx(whole.compute().metrics, rel=1e-9)
 
 
-def test_too_few_images_are_refused(protocol):
+def test_fewer_than_two_images_are_refused(protocol):
     evaluator = Evaluator(protocol)
-    with pytest.raises(ValueError, match="3 features needs at least 4 images, got 0"):
+    evaluator.update(*images_and_labels(1, seed=0))
+    with pytest.raises(ValueError, match="need at least 2 images, got 1"):
         evaluator.compute()
+
+
+def test_too_few_images_for_a_metric_are_told(protocol):
+    evaluator = Evaluator(protocol)
     evaluator.update(*images_and_labels(3, seed=0))
-    with pytest.raises(ValueError, match="got 3: the covariance of fewer is rank-deficient"):
-        evaluator.compute()
-    evaluator.update(*images_and_labels(1, seed=1))
-    assert evaluator.compute().n == 4
-    with pytest.raises(ValueError, match="got 3"):
-        make_reference(ChannelMeans(), images_and_labels(3, seed=0)[0], name="few")
+    result = evaluator.compute()
+    assert result.metrics.keys() == {"fid_rgb-means_3", "is_rgb-means_3", "accuracy_rgb-means_3"}
+    assert [remark.partition(":")[0] for remark in result.remarks] == ["precision", "recall", "fid"]
+    assert "precision: not measured, it needs at least 4, and there are 3 images" in result.remarks
+    assert any("fid: 3 images for 3 features; the covariance is rank-deficient" in line for line in result.remarks)
+
+
+def test_without_labels_there_is_no_accuracy(protocol):
+    evaluator = Evaluator(protocol)
+    evaluator.update(images_and_labels(8, seed=0)[0])
+    result = evaluator.compute()
+    assert "accuracy: not measured, the images came without labels" in result.remarks
+    assert "fid_rgb-means_8" in result.metrics
+    assert evaluator.accuracy_by_class() == {}
+    with pytest.raises(ValueError, match="labels are given with all images or none"):
+        evaluator.update(*images_and_labels(8, seed=1))
+
+
+def test_copies_are_counted(protocol):
+    images, labels = images_and_labels(10, seed=0)
+    evaluator = Evaluator(protocol)
+    evaluator.update(images, labels)
+    assert evaluator.copies() == 0
+    evaluator.update(images[:3], labels[:3])
+    assert evaluator.copies() == 3
+    assert "3 of 13 images are exact copies of another one" in evaluator.compute().remarks
+
+
+def test_every_metric_goes_with_any_extractor_that_has_what_it_needs():
+    images, labels = images_and_labels(60, seed=1)
+    evaluator = Evaluator(Protocol("all", (representation(metrics=tuple(MEASURES)),)))
+    evaluator.update(images, labels)
+    result = evaluator.compute()
+    assert result.metrics.keys() == {f"{name}_all_60" for name in MEASURES}
+    assert all(np.isfinite(value) for value in result.metrics.values())
+    # every pixel of a flat field is its mean
+    assert result.metrics["sfid_all_60"] == pytest.approx(result.metrics["fid_all_60"], rel=1e-5)
+
+
+def test_a_metric_needs_what_the_extractor_gives():
+    class Bare(ChannelMeans):
+        def __call__(self, images_bhw3: torch.Tensor) -> ExtractorOutput:
+            return ExtractorOutput(super().__call__(images_bhw3).features_BD)
+
+    images, _ = images_and_labels(6, seed=0)
+    for metric, message in (("is", "'is' needs logits, which this"), ("sfid", "'sfid' needs mu_s and sigma_s")):
+        with pytest.raises(ValueError, match=message):
+            describe_images(Protocol("bare", (representation(Bare(), metrics=(metric,)),)), images)
+    moments = dataclasses.replace(representation(), metrics=("kid",), reference=representation().reference.moments)
+    with pytest.raises(
+        ValueError, match="'kid' needs the features of real images, and reference 'fields' holds moments"
+    ):
+        describe_images(Protocol("bare", (moments,)), images)
+    with pytest.raises(ValueError, match="unknown metric 'fld'; known: fid, sfid"):
+        representation(metrics=("fld",))
+
+
+class Doubled(ChannelMeans):
+    name, fingerprint = "doubled", "00000000000000aa"
+
+    def __call__(self, images_bhw3: torch.Tensor) -> ExtractorOutput:
+        return ExtractorOutput(2 * super().__call__(images_bhw3).features_BD)
+
+
+def test_representations_stand_side_by_side():
+    images, labels = images_and_labels(50, seed=1)
+    two = (representation(metrics=("fid", "is")), representation(Doubled(), metrics=("fid", "kid")))
+    protocol = Protocol("two", two, baselines={"channel-means": 0.1, "doubled": 0.2})
+    evaluator = Evaluator(protocol)
+    evaluator.update(images, labels)
+    metrics = evaluator.compute().metrics
+    assert metrics.keys() == {f"{n}_two_50" for n in ("fid", "is", "fid-doubled", "kid-doubled", "fid-mean")}
+    assert metrics["fid-doubled_two_50"] == pytest.approx(4 * metrics["fid_two_50"], rel=1e-5)
+    assert metrics["fid-mean_two_50"] == pytest.approx((10 + 4 * 5) / 2 * metrics["fid_two_50"], rel=1e-5)
+    assert protocol.fingerprint == "0123456789abcdef+00000000000000aa"
+    assert protocol.contaminated({"00000000000000aa"}) == ["fid-doubled", "kid-doubled"]
+    with pytest.raises(ValueError, match="extractors of different names"):
+        Protocol("two", (two[0], two[0]))
+    with pytest.raises(ValueError, match=r"baselines are of \['x'\]"):
+        Protocol("two", two, baselines={"x": 1.0})
+
+
+def test_the_size_of_images_is_the_protocols(protocol):
+    images, _ = images_and_labels(4, seed=0)
+    strict = dataclasses.replace(protocol, image_size=4)
+    with pytest.raises(ValueError, match="scores images of 4x4, got 2x2"):
+        describe_images(strict, images)
+    resized = describe_images(dataclasses.replace(strict, resize="box"), images)
+    plain = describe_images(protocol, images)
+    np.testing.assert_array_equal(resized["channel-means.features"], plain["channel-means.features"])
+    with pytest.raises(ValueError, match="resize is 'nearest'; it must be one of bicubic"):
+        dataclasses.replace(strict, resize="nearest")
+
+
+def test_another_number_than_the_protocols_is_told(protocol):
+    evaluator = Evaluator(dataclasses.replace(protocol, num_images=50))
+    evaluator.update(*images_and_labels(20, seed=0))
+    assert "20 images; protocol rgb-means is for 50, and its published numbers too" in evaluator.compute().remarks
+    evaluator.update(*images_and_labels(30, seed=1))
+    assert evaluator.compute().remarks == ()
 
 
 @pytest.mark.parametrize(
@@ -97,7 +184,7 @@ def test_too_few_images_are_refused(protocol):
         (lambda x: x.permute(0, 3, 1, 2), lambda y: y, ValueError, r"\[B, H, W, 3\], got \[6, 3, 2, 2\]"),
         (lambda x: x, lambda y: y[:5], ValueError, r"shape \[6\], got \[5\]"),
         (lambda x: x, lambda y: y + 3, ValueError, r"allowed 0\.\.2"),
-        (lambda x: x, lambda y: y - 3, ValueError, r"allowed 0\.\.2"),
+        (lambda x: x, lambda y: y - 3, ValueError, "allowed 0 and above"),
         (lambda x: x, lambda y: y.float(), TypeError, "labels must be integer"),
     ],
 )
@@ -113,12 +200,14 @@ def test_wrong_batches_are_refused_and_leave_no_trace(protocol, spoil_images, sp
 
 def test_nan_features_are_refused(protocol):
     class Broken(ChannelMeans):
-        def __call__(self, images_bhw3: torch.Tensor) -> ClassifierOutput:
-            features_bd, logits_bk = super().__call__(images_bhw3)
-            return ClassifierOutput(features_bd * torch.nan, logits_bk)
+        def __call__(self, images_bhw3: torch.Tensor) -> ExtractorOutput:
+            return super().__call__(images_bhw3)._replace(features_BD=torch.full((len(images_bhw3), 3), torch.nan))
 
-    with pytest.raises(ValueError, match="NaN or infinity in 6 of 6 rows"):
-        Evaluator(dataclasses.replace(protocol, extractor=Broken())).update(*images_and_labels(6, seed=0))
+    broken = dataclasses.replace(protocol.representations[0], extractor=Broken())
+    evaluator = Evaluator(Protocol("broken", (broken,)))
+    with pytest.raises(ValueError, match="features of extractor channel-means are NaN or infinite for 6 of 6 images"):
+        evaluator.update(*images_and_labels(6, seed=0))
+    assert evaluator.n == 0
 
 
 def test_a_reference_of_another_extractor_is_refused(protocol):
@@ -126,84 +215,22 @@ def test_a_reference_of_another_extractor_is_refused(protocol):
         fingerprint = "fedcba9876543210"
 
     with pytest.raises(ValueError, match=r"'fields' was made by extractor 0123456789abcdef.* is fedcba9876543210"):
-        Protocol("rgb-means", Other(), protocol.reference)
+        Representation(Other(), protocol.reference)
+
+
+def test_a_reference_that_names_no_extractor_is_of_the_published_inception_alone(protocol):
+    nameless = dataclasses.replace(protocol.reference, extractor_fingerprint=None)
+    with pytest.raises(ValueError, match="does not say which extractor made it, as ADM's files do not"):
+        Representation(ChannelMeans(), nameless)
+    genuine = ChannelMeans()
+    genuine.genuine = True
+    assert Representation(genuine, nameless).reference is nameless
 
 
 @pytest.mark.parametrize("name", ["", "mnist_cnn", "MNIST", "a b"])
 def test_protocol_names_fit_metric_keys(protocol, name):
     with pytest.raises(ValueError, match="protocol name"):
         dataclasses.replace(protocol, name=name)
-
-
-def test_reference_save_and_load(protocol, tmp_path):
-    path = tmp_path / "reference.npz"
-    protocol.reference.save(path)
-    loaded = Reference.load(path)
-    assert (loaded.name, loaded.extractor_fingerprint, loaded.n) == ("fields", ChannelMeans.fingerprint, 80)
-    for field in ("mu", "sigma", "features"):
-        saved, original = getattr(loaded, field), getattr(protocol.reference, field)
-        assert saved.dtype == original.dtype
-        np.testing.assert_array_equal(saved, original)
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_moments_go_without_the_features(protocol, tmp_path):
-    path, reference = tmp_path / "moments.npz", protocol.reference
-    for written in (reference, reference.moments):
-        written.save(path)
-        moments = ReferenceMoments.load(path)
-        assert (moments.name, moments.extractor_fingerprint, moments.n) == ("fields", ChannelMeans.fingerprint, 80)
-        np.testing.assert_array_equal(moments.mu, reference.mu)
-        np.testing.assert_array_equal(moments.sigma, reference.sigma)
-    with pytest.raises(ValueError, match=r"entries \['features'\] are missing"):
-        Reference.load(path)
-    dataclasses.replace(reference.moments, sigma=np.eye(4)).save(path)
-    with pytest.raises(ValueError, match=r"damaged reference: mu, sigma have shapes \[\[3\], \[4, 4\]\], expected"):
-        ReferenceMoments.load(path)
-
-
-def test_files_that_are_no_references_are_refused(protocol, tmp_path):
-    path = tmp_path / "reference.npz"
-    with pytest.raises(FileNotFoundError):
-        Reference.load(path)
-    protocol.reference.save(path)
-    whole = path.read_bytes()
-    flipped = bytearray(whole)
-    flipped[100] ^= 0xFF
-    single = tmp_path / "single.npy"
-    np.save(single, np.zeros(3))
-    for content in (b"", b"not an npz file", whole[:-50], bytes(flipped), single.read_bytes()):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="is no reference: not a readable npz file"):
-            Reference.load(path)
-
-    np.savez(path, mu=np.zeros(3), sigma=np.eye(3))
-    with pytest.raises(ValueError, match=r"entries \['features', 'fingerprint', 'n', 'name'\] are missing"):
-        Reference.load(path)
-    dataclasses.replace(protocol.reference, sigma=np.eye(4)).save(path)
-    with pytest.raises(ValueError, match=r"damaged reference: .* \[4, 4\]"):
-        Reference.load(path)
-
-
-def test_self_check(protocol):
-    numbers = self_check(protocol)
-    assert numbers["frechet"] < 1e-6
-    assert numbers["precision"] == numbers["recall"] == 1
-    tampered = dataclasses.replace(protocol.reference, mu=protocol.reference.mu + 0.1)
-    with pytest.raises(ValueError, match=r"'fields' fails its self-check: frechet 0\.03"):
-        self_check(dataclasses.replace(protocol, reference=tampered))
-
-
-def test_a_digit_classifier_is_an_extractor():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (70, 28, 28, 3), dtype=torch.uint8, generator=generator)
-    classifier = DigitClassifier("strided5x5")
-    reference = make_reference(classifier, images, name="noise", batch_size=32)
-    moments = RunningMoments(64)
-    with torch.no_grad():
-        moments.update(classifier(images).features_BD.numpy())
-    np.testing.assert_allclose(reference.sigma, moments.covariance, atol=1e-6)
-    assert self_check(Protocol("noise-cnn", classifier, reference))["frechet"] < 1e-6
 
 
 @pytest.mark.parametrize(("n", "suffix"), [(2000, "2k"), (50000, "50k"), (1000, "1k"), (1500, "1500"), (250, "250")])

@@ -14,8 +14,9 @@ from evaluation.arms import summarize
 from evaluation.charts import Axis, Line, Mark, fit_axis, guidance_chart, plot
 from evaluation.curves import curve_charts, method_name, read_logs, thin_out
 from evaluation.headline import assign_roles
+from evaluation.metric_names import METRICS
 from evaluation.report import write_report
-from evaluation.results import METRICS, ResultRow, append_result
+from evaluation.results import ResultRow, append_result
 
 
 def row(label: str, fid: float, **changes: object) -> ResultRow:

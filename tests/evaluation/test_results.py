@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from evaluation.arms import paired, summarize, text_table
-from evaluation.results import ResultRow, append_result, leading_metric, read_results
+from evaluation.metric_names import leading_metric
+from evaluation.results import ResultRow, append_result, read_results
 
 
 def row(label: str = "base", fid: float = 16.0, **changes: object) -> ResultRow:

@@ -14,7 +14,12 @@ from recipes.bench_tables import make_table
 from recipes.cli import main
 
 QUICK = ["trainer.max_steps=1", "trainer.per_device_train_batch_size=2", "trainer.sample_every=0", "preflight=false"]
-SMALL = ["evaluation.num_images=80", "evaluation.guidance_scales=[]", "evaluation.temperatures=[]"]
+SMALL = [
+    "evaluation.num_images=80",
+    "evaluation.guidance_scales=[]",
+    "evaluation.temperatures=[]",
+    "evaluation.filters=[]",
+]
 
 
 def figure(*values: float) -> dict[str, object]:

@@ -35,6 +35,7 @@ FEW = [
     "evaluation.num_images=70",
     "evaluation.guidance_scales=[2.0]",
     "evaluation.temperatures=[0.8]",
+    "evaluation.filters=[]",
     "evaluation.aligned_guidance_scales=[]",
 ]
 FEW_PROMPTS = [
@@ -72,11 +73,12 @@ def test_every_experiment_runs_two_steps(experiment: str) -> None:
     assert [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()] == [1, 2]
     rows = read_results(Path("run/results.jsonl"))
     claims = [(row.label, row.guidance_scale, row.temperature) for row in rows if row.split == "report"]
-    assert claims == [("base", 1, 1), ("base", 1, 0.8), ("base", 2, 1), ("aligned", 1, 1)]
+    aligned = [("aligned", 1, 1), ("aligned", 1, 0.8)]
+    assert claims == [("base", 1, 1), ("base", 1, 0.8), ("base", 2, 1), ("base", 2, 0.8), *aligned]
     assert {row.seed for row in rows if row.split == "report"}.isdisjoint(
         row.seed for row in rows if row.split == "select"
     )
-    assert [row.forwards_per_image for row in rows if row.label == "base" and row.split == "report"] == [49, 49, 98]
+    assert [row.forwards_per_image for row in rows if row.label == "base" and row.split == "report"] == [49, 49, 98, 98]
     assert (Path("run/samples/step-000002.png")).exists()
     assert all(Path("run", row.samples).exists() for row in rows if row.samples)
     assert "<html" in Path("run/report.html").read_text()
@@ -147,7 +149,8 @@ def test_a_study_compares_arms_on_paired_seeds() -> None:
     seeds: dict[tuple[str, float, float], set[int]] = {}
     for row in rows:
         seeds.setdefault((row.label, row.guidance_scale, row.temperature), set()).add(row.seed)
-    assert set(seeds) == {("base", 1, 1), ("base", 1, 0.8), ("base", 2, 1), ("aligned", 1, 1), ("sft", 1, 1)}
+    base = {("base", 1, 1), ("base", 1, 0.8), ("base", 2, 1), ("base", 2, 0.8)}
+    assert set(seeds) == base | {("aligned", 1, 1), ("aligned", 1, 0.8), ("sft", 1, 1)}
     assert all(value == {1001, 1002} for value in seeds.values())
     assert {path.name for path in Path("study").glob("*-seed*")} == {"cca-seed1", "cca-seed2", "sft-seed1", "sft-seed2"}
     # a study that is run again with resume=auto finds its trained generators
@@ -179,7 +182,8 @@ def test_sample_eval_sweep_report_and_zoo(capsys: pytest.CaptureFixture[str]) ->
         ("base", 1),
     ]
     run("sweep", "guidance_scales=[1,2]", "temperatures=[1.0,0.8]", "output_dir=swept", "evaluation.num_images=70")
-    assert len(read_results(Path("swept/results.jsonl"))) == 4
+    splits = [row.split for row in read_results(Path("swept/results.jsonl"))]
+    assert splits == 4 * ["select"] + 4 * ["report"]  # the grid, then the best of each of four cells
     Path("swept/report.html").unlink()
     run("report", "swept")
     assert Path("swept/report.html").exists()
@@ -231,7 +235,7 @@ def test_a_run_is_resumed_with_its_own_settings_only(capsys: pytest.CaptureFixtu
             "unknown reference.kind 'copy'; known: frozen, cached, adapter_off",
         ),
         (["eval", "generator.checkpoint=missing.pt"], "no checkpoint at missing.pt"),
-        (["eval", "evaluation.num_images=40"], "needs at least 65 images, got 40"),
+        (["eval", "evaluation.num_images=1"], "metrics compare distributions and need at least 2 images, got 1"),
         (["report", "nothing"], "nothing is not a run's folder"),
         (["zoo", "imagenet"], "unknown zoo entry 'imagenet'; known: mnist-llamagen"),
         (["pretrain"], "name"),

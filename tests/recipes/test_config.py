@@ -9,12 +9,13 @@ from recipes.config import compose, flatten, with_path
 from recipes.help_text import describe
 from recipes.supplies import check_recipe
 
+REQUIRING = ("pretrain", "push", "compare", "data_stats")  # something that has no default
 COMMANDS = sorted(path.stem for path in CONF.glob("*.yaml"))
 # those of published models need files: test_published_recipes.py
 EXPERIMENTS = [name for name in options("experiment") if name.split("/")[0] in ("mnist", "zoo")]
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("pretrain", "push")])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in REQUIRING])
 def test_every_command_composes_as_it_is(command: str) -> None:
     config = compose(command, [])
     assert config.output_dir
@@ -54,6 +55,7 @@ def test_every_option_composes(group: str) -> None:
         ("generator", "var"): ["generator.checkpoint=x.pth", "generator.tokenizer_checkpoint=y.pth"],
         ("data", "codes"): ["data.codes=x.safetensors"],
         ("data", "images"): ["data.images=x"],
+        ("evaluation", "own"): ["evaluation.protocol=mine.yaml"],
         ("search", "best_of_n"): ["search.reward.rewards=[]"],
         ("search", "tts"): ["search.reward.rewards=[]", "search.steps=[]"],
     }

@@ -72,8 +72,11 @@ def test_rewards_see_the_whole_row(tmp_path: Path) -> None:
 
 
 def test_a_search_draws_in_its_own_way_and_is_an_arm_of_its_own(tmp_path: Path) -> None:
-    def darkest(generator: Any, raw_conditions: Any, config: SamplingConfig, *, batch_size: int) -> Iterator[Rollout]:
-        assert list(raw_conditions) == [row["prompt"] for row in ROWS for _ in range(2)]
+    def darkest(
+        generator: Any, raw_conditions: Any, config: SamplingConfig, *, batch_size: int, first: int = 0
+    ) -> Iterator[Rollout]:
+        asked = [row["prompt"] for row in ROWS for _ in range(2)]
+        assert list(raw_conditions) == asked[first : first + batch_size]
         condition = generator.encode_condition(raw_conditions)
         rollout = sample(generator, condition, config)
         yield replace(rollout, tokens_BL=torch.zeros_like(rollout.tokens_BL), forwards_per_image=99.0)
@@ -156,9 +159,11 @@ def test_settings_are_chosen_by_the_leading_metric_in_its_direction(
             "guidance_scales": [1.5, 3.0, 2.0],
             "guidance_schedules": ["constant"],
             "temperatures": [0.9, 0.8],
+            "filters": [],
         }
     )
-    plain, tempered, guided = base_settings(judge(tmp_path), tiny_llamagen_t2i(), section)
+    plain, tempered, guided, both = base_settings(judge(tmp_path), tiny_llamagen_t2i(), section)
     assert plain == SamplingConfig(seed=3)
     assert tempered.temperature == (0.8 if metric == "fid" else 0.9)
     assert guided.guidance_scale == best
+    assert both == replace(guided, temperature=tempered.temperature)

@@ -163,7 +163,7 @@ def test_images_are_scored_in_order_whatever_the_batch_and_their_sizes() -> None
 def test_images_are_not_written_among_others() -> None:
     folder()
     with pytest.raises(ValueError, match="drawn holds images already"):
-        FolderWriter(Path("drawn"), task())
+        FolderWriter(Path("drawn"), task()).begin(resumed=False)
 
 
 @pytest.mark.parametrize(
@@ -196,9 +196,8 @@ def test_prompts_that_cannot_be_judged_are_named(wrong: dict[str, object], messa
         ("eval", ["evaluation=none"], "evaluation=none measures nothing"),
         ("eval", ["evaluation=mnist-cnn", "prompts=prompts.jsonl"], "prompts= is given, and this evaluation has prompts of its own"),
         ("eval", ["prompts=prompts.jsonl"], "give both: prompts=FILE"),
-        ("eval", ["save_images=true"], "not with images=, nor for classes"),
-        ("eval", ["images=drawn"], "images= are of prompts, and protocol mnist-cnn judges images of classes"),
-        ("eval", [*SHAPES, "evaluation.protocol.kind=genival"], "unknown kind of protocol 'genival'; known: features, geneval, rewards"),
+        ("eval", ["images=drawn"], "drawn holds images of prompts, as GenEval's folders do, and this protocol judges images of classes"),
+        ("eval", [*SHAPES, "evaluation.protocol.kind=genival"], "unknown kind of protocol 'genival'; known: features, file, geneval, rewards"),
         ("eval", [*SHAPES, "+evaluation.protocol.threshhold=0.4"], "has the unknown setting 'threshhold'"),
     ],
 )  # fmt: skip
@@ -206,6 +205,7 @@ def test_mistakes_are_refused_before_anything_is_drawn(
     capsys: pytest.CaptureFixture[str], command: str, settings: list[str], message: str
 ) -> None:
     write_rows(Path("prompts.jsonl"), ROWS)
+    folder(prompts=1)
     assert message in fails(capsys, command, *settings)
     assert not list(Path().rglob("results.jsonl"))
 
@@ -235,7 +235,7 @@ def test_a_prompt_without_features_is_refused_before_drawing(
 @pytest.mark.slow
 def test_a_sweep_and_a_training_are_judged_by_prompts(generator: list[str]) -> None:
     run("sweep", *generator, *TRAINED, "guidance_scales=[1,2]", "temperatures=[1.0]", "output_dir=swept")
-    assert [row.guidance_scale for row in read_results(Path("swept/results.jsonl"))] == [1, 2]
+    assert [row.guidance_scale for row in read_results(Path("swept/results.jsonl"))] == 2 * [1, 2]
     Path("own.py").write_text("def bright(images, conditions):\n    return images.float().mean(dim=(1, 2, 3))\n")
     few = [
         *(

@@ -15,7 +15,7 @@ from align.data.mnist import load_mnist
 from align.zoo_entries import zoo_entry
 from evaluation.classifier import DigitClassifier, save_classifier
 from evaluation.metrics import frechet_distance
-from evaluation.protocol import ReferenceMoments, make_reference
+from evaluation.reference import Reference, make_reference
 from evaluation.user_files import load_from_file
 from recipes.parts import zoo_file
 from recipes.pretrain_digits import REWARD, REWARD_REFERENCE, save_reward_reference
@@ -123,14 +123,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 EXTRACTOR = """
 import torch
-from evaluation import ClassifierOutput
+from evaluation import ExtractorOutput
 
 class Colours:
     name, fingerprint = "colours", "0123456789abcdef"
 
     def __call__(self, images):
         features = images.float().mean(dim=(1, 2))
-        return ClassifierOutput(features, features)
+        return ExtractorOutput(features, features)
 """
 
 
@@ -163,7 +163,7 @@ def test_it_describes_by_features_and_scores_them_all(files: dict[str, str]) -> 
     expected = DigitClassifier("strided5x5", seed=3)(images(6)).features_BD.detach()
     torch.testing.assert_close(features, expected)
     torch.testing.assert_close(torch.cat([reward.describe(part, [{}] * 3) for part in images(6).split(3)]), features)
-    real = ReferenceMoments.load(files["reference"])
+    real = Reference.load(files["reference"])
     distance = DiagonalFrechet(torch.from_numpy(real.mu), torch.from_numpy(real.sigma))
     rewards = reward.score(features)
     torch.testing.assert_close(rewards, leave_one_out_frechet(features, torch.zeros(129).double(), distance))
@@ -208,8 +208,8 @@ def test_what_does_not_fit_is_refused(files: dict[str, str], tmp_path: Path) -> 
 def test_the_shipped_moments_are_those_of_the_training_digits(tmp_path: Path) -> None:
     shutil.copy(zoo_entry("mnist-llamagen") / REWARD, tmp_path / REWARD)
     save_reward_reference(tmp_path, load_mnist("train").images_NHWC)
-    made = ReferenceMoments.load(tmp_path / REWARD_REFERENCE)
-    shipped = ReferenceMoments.load(zoo_file("zoo:mnist-var", "reward_reference"))
+    made = Reference.load(tmp_path / REWARD_REFERENCE)
+    shipped = Reference.load(zoo_file("zoo:mnist-var", "reward_reference"))
     assert (made.name, made.n, made.extractor_fingerprint) == ("mnist5k-train", 4000, shipped.extractor_fingerprint)
     np.testing.assert_allclose(made.mu, shipped.mu, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(made.sigma, shipped.sigma, rtol=1e-4, atol=1e-5)

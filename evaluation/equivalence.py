@@ -1,0 +1,65 @@
+"""How much guidance of the base an aligned generator is worth without any.
+
+Metrics move with the base's guidance scale: inception score, accuracy and precision rise, recall falls. The scale at which
+the base's curve passes the aligned generator's guidance-free value is its equivalent by that metric. By FID the curve
+turns back, and the first passage counts. Where the curve never gets there, alignment did what guidance cannot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from evaluation.arms import Arm
+from evaluation.headline import median
+from evaluation.metric_names import Metric, known_metrics
+
+
+@dataclass(frozen=True)
+class Equivalent:
+    """By one metric: the aligned generator's value, and the base's guidance scale that gives it.
+
+    scale: None where no scale that was tried does; then `nearest` is the one that comes nearest.
+    """
+
+    label: str
+    metric: Metric
+    value: float
+    scale: float | None
+    nearest: float
+
+
+def equivalent_scales(arms: Sequence[Arm], base_label: str = "base") -> list[Equivalent]:
+    """For every label but the base's and every metric that both have, from arms of one split.
+
+    Only plain arms of the others, and the base's arms that differ by an even guidance scale alone, take part; without two
+    of the latter there is nothing to read.
+    """
+    path = sorted(
+        (arm for arm in arms if arm.label == base_label and arm.guides_evenly and not arm.reshaped and not arm.search),
+        key=lambda arm: arm.guidance_scale,
+    )
+    found = []
+    for arm in arms:
+        if arm.label == base_label or not arm.plain:
+            continue
+        for metric in known_metrics(row.metrics for row in arm.rows):
+            curve = [(other.guidance_scale, median(other, metric)) for other in path if other.metric(metric.name)]
+            curve = [point for point in curve if math.isfinite(point[1])]
+            value = median(arm, metric)
+            if len(curve) < 2 or not math.isfinite(value):
+                continue
+            nearest = min(curve, key=lambda point: abs(point[1] - value))[0]
+            told = metric.under([arm.rows[0].protocol])
+            found.append(Equivalent(arm.label, told, value, crossing(curve, value), nearest))
+    return found
+
+
+def crossing(curve: Sequence[tuple[float, float]], value: float) -> float | None:
+    """Where a curve of ascending x, linear between its points, first takes a value; None if it never does."""
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        if min(y0, y1) <= value <= max(y0, y1):
+            return x0 if y0 == y1 else x0 + (value - y0) / (y1 - y0) * (x1 - x0)
+    return None

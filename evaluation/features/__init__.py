@@ -1,0 +1,1 @@
+"""Extractors: Inception, DINOv2, CLIP, and classifiers of a domain."""

@@ -1,0 +1,112 @@
+"""An evaluation that was killed goes on where it was, and gives the same numbers to the last digit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import run
+
+from align import load_generator
+from align.generators import Generator
+from align.sampling import generate
+from align.types import Rollout, SamplingConfig
+from evaluation.results import ResultRow, read_results
+from recipes.config import compose
+from recipes.judge import Judge
+from recipes.shards import Shards
+from recipes.tasks import make_task
+
+SMALL = ["evaluation.num_images=60", "evaluation.batch_size=10"]
+
+
+def judge(folder: Path, draw: Any = generate) -> Judge:
+    evaluation = compose("eval", SMALL).evaluation
+    return Judge(make_task(evaluation), evaluation.batch_size, folder, draw=draw)
+
+
+def score(one: Judge) -> ResultRow:
+    return one.score(load_generator("mnist-llamagen"), "base", SamplingConfig(seed=3), split="report", grid=True)
+
+
+def test_shards_that_are_done_are_not_made_again(tmp_path: Path) -> None:
+    drawn: list[int] = []
+
+    def counted(
+        generator: Generator, raw_conditions: Any, config: SamplingConfig, *, batch_size: int, first: int = 0
+    ) -> Iterator[Rollout]:
+        if first == 30 and 30 not in drawn:
+            drawn.append(first)
+            raise KeyboardInterrupt
+        drawn.append(first)
+        yield from generate(generator, raw_conditions, config, batch_size=batch_size, first=first)
+
+    whole = score(judge(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        score(judge(tmp_path / "killed", counted))
+    assert read_results(tmp_path / "killed/results.jsonl") == []
+    resumed = score(judge(tmp_path / "killed", counted))
+    assert drawn == [0, 10, 20, 30, 30, 40, 50]
+    assert resumed.metrics == whole.metrics  # to the last digit
+    assert resumed.stderr == whole.stderr
+    pictures = [(tmp_path / name / whole.samples).read_bytes() for name in ("whole", "killed")]
+    assert pictures[0] == pictures[1]
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["results.jsonl", "samples"]
+
+
+def test_other_settings_do_not_meet_the_shards_of_these(tmp_path: Path) -> None:
+    one = Shards(tmp_path, {"seed": 1}, total=5, size=2)
+    one.write(2, {"a": np.arange(1)})
+    assert [len(one.indices(shard)) for shard in range(len(one))] == [2, 2, 1]
+    assert one.has(2)
+    for other in (Shards(tmp_path, {"seed": 2}, total=5, size=2), Shards(tmp_path, {"seed": 1}, total=5, size=3)):
+        assert not any(map(other.has, range(3)))
+    assert Shards(tmp_path, {"seed": 1}, total=5, size=2).read(2)["a"].tolist() == [0]
+    one.remove()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_changes_no_digit() -> None:
+    command = [sys.executable, "-m", "recipes.cli", "eval", *SMALL, "save_images=true"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "output_dir=whole"], check=True, env=environment, capture_output=True)
+    for wait in (0.0, 0.37, 0.71):  # after the first shard is there
+        process = subprocess.Popen([*command, "output_dir=killed"], env=environment, stderr=subprocess.PIPE)
+        while not list(Path("killed").glob("partial/*/*.npz")) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    subprocess.run([*command, "output_dir=killed"], check=True, env=environment, capture_output=True)
+    rows = [read_results(Path(folder, "results.jsonl"))[-1] for folder in ("whole", "killed")]
+    assert rows[0].metrics == rows[1].metrics
+    images = [np.load(Path(folder, "images.npz")) for folder in ("whole", "killed")]
+    np.testing.assert_array_equal(images[0]["arr_0"], images[1]["arr_0"])
+    assert images[0]["arr_1"].tolist() == [index % 10 for index in range(60)]
+
+
+@pytest.mark.slow
+def test_two_processes_share_an_evaluation() -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    together = [*torchrun, "-m", "recipes.cli", "eval", *SMALL, "save_images=true", "output_dir=two"]
+    subprocess.run(together, check=True, env=environment, capture_output=True)
+    alone = [sys.executable, "-m", "recipes.cli", "eval", *SMALL, "output_dir=one"]
+    subprocess.run(alone, check=True, env=environment, capture_output=True)
+    (two,), (one,) = (read_results(Path(folder, "results.jsonl")) for folder in ("two", "one"))
+    assert two.metrics == one.metrics
+    with np.load("two/images.npz") as archive:
+        assert archive["arr_0"].shape == (60, 28, 28, 3)
+    # what one tool writes another reads
+    run("eval", "images=two/images.npz", "output_dir=read", *SMALL[1:])
+    (read,) = read_results(Path("read/results.jsonl"))
+    assert read.metrics == one.metrics
