@@ -5,6 +5,7 @@ Colours are CSS classes (`c-base`, `c-aligned`, ...) that the page defines once 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -269,8 +270,18 @@ def _mark(arm: Arm, metric: Metric, roles: Roles, names: dict[str, str]) -> Mark
         name = "CFG"
     elif arm.search:
         name = arm.search.partition(" by ")[0] + ":"
-    label = f"{name} {number(spread.median)}" if arm.split == "report" else ""
-    return Mark(arm.guidance_scale, spread.median, spread.min, spread.max, arm_class(arm), title, label, _apart(arm))
+    label = f"{name} {number(spread.median)}" if arm in roles.present() else ""
+    return Mark(
+        arm.guidance_scale,
+        spread.median,
+        spread.min,
+        spread.max,
+        arm_class(arm),
+        title,
+        label,
+        diamond=_apart(arm),
+        filled=arm.split == "report",
+    )
 
 
 def _apart(arm: Arm) -> bool:
@@ -297,6 +308,13 @@ def css_class(name: str) -> str:
     """The colour of a label or a kind of curve; names that the page does not know share one."""
     known = ("base", "aligned", "sft", "temperature", "positive", "negative", "null")
     return f"c-{name}" if name in known else "c-other"
+
+
+def label_classes(labels: Iterable[str]) -> dict[str, str]:
+    """A colour for each label, told apart where `css_class` has one for all that it does not know."""
+    others = itertools.cycle(("c-other", *(f"c-series{number}" for number in range(2, 7))))
+    known = {label: css_class(label) for label in labels}
+    return {label: next(others) if css == "c-other" else css for label, css in known.items()}
 
 
 def arm_class(arm: Arm) -> str:

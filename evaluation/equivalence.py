@@ -30,6 +30,13 @@ class Equivalent:
     scale: float | None
     nearest: float
 
+    @property
+    def words(self) -> str:
+        """`1.48`, `off`, or that it was not reached."""
+        if self.scale is None:
+            return f"none tried (nearest: {self.nearest:g})"
+        return "off" if self.scale == 1 else f"{self.scale:.2f}"
+
 
 def equivalent_scales(arms: Sequence[Arm], base_label: str = "base") -> list[Equivalent]:
     """For every label but the base's and every metric that both have, from arms of one split.

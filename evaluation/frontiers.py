@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from evaluation.arms import Arm
-from evaluation.charts import Line, Mark, arm_class, css_class, plot
+from evaluation.charts import Line, Mark, plot
 from evaluation.headline import median, number
 from evaluation.metric_names import METRICS, Metric
 
@@ -37,11 +37,13 @@ class _Axes:
     x_label: str
 
 
-def frontier_charts(arms: Sequence[Arm], metric: Metric, names: Mapping[str, str]) -> list[Frontier]:
+def frontier_charts(
+    arms: Sequence[Arm], metric: Metric, names: Mapping[str, str], colours: Mapping[str, str]
+) -> list[Frontier]:
     """Those that these arms, of one split, have the numbers for.
 
     metric: the leading one, which is drawn against prices.
-    names: what to call the arms' labels.
+    names, colours: what to call the arms' labels, and their CSS classes.
     """
     known = {one.name: one for one in METRICS}
     wanted = []
@@ -55,23 +57,23 @@ def frontier_charts(arms: Sequence[Arm], metric: Metric, names: Mapping[str, str
         drawn = [(arm, x, y) for arm, x, y in points if x is not None and y is not None]
         drawn = [(arm, x, y) for arm, x, y in drawn if math.isfinite(x) and math.isfinite(y)]
         if len(drawn) >= LEAST and len({x for _, x, _ in drawn}) > 1:
-            charts.append(_draw(axes, drawn, names))
+            charts.append(_draw(axes, drawn, names, colours))
     return charts
 
 
-def _draw(axes: _Axes, points: Sequence[tuple[Arm, float, float]], names: Mapping[str, str]) -> Frontier:
+def _draw(
+    axes: _Axes, points: Sequence[tuple[Arm, float, float]], names: Mapping[str, str], colours: Mapping[str, str]
+) -> Frontier:
+    """A path a generator, and marks in its colour."""
     lines, marks, legend = [], [], dict[str, str]()
     for label in dict.fromkeys(arm.label for arm, _, _ in points):
         own = [point for point in points if point[0].label == label]
-        name = names.get(label, label)
+        name, colour = names.get(label, label), colours[label]
         path = sorted((point for point in own if _on_path(point[0])), key=lambda point: point[0].guidance_scale)
         if path:
-            lines.append(Line(css_class(label), [(x, y) for _, x, y in path], f"{name}, by guidance scale"))
-            legend[css_class(label)] = f"{name}, by guidance scale"
-        for arm, x, y in own:
-            marks.append(_mark(arm, name, axes, x, y))
-            if not _on_path(arm):
-                legend.setdefault(arm_class(arm), f"{name}, sampled in other ways")
+            lines.append(Line(colour, [(x, y) for _, x, y in path], f"{name}, by guidance scale"))
+        legend[colour] = name
+        marks += [_mark(arm, name, colour, x, y) for arm, x, y in own]
     told = "; ".join(mark.title for mark in marks)
     x_values = [x for _, x, _ in points]
     span = max(x_values) - min(x_values)
@@ -86,9 +88,9 @@ def _draw(axes: _Axes, points: Sequence[tuple[Arm, float, float]], names: Mappin
     return Frontier(axes.title, svg, list(legend.items()))
 
 
-def _mark(arm: Arm, name: str, axes: _Axes, x: float, y: float) -> Mark:
+def _mark(arm: Arm, name: str, colour: str, x: float, y: float) -> Mark:
     title = f"{name}, {arm.settings}: {number(x)}, {number(y)}"
-    return Mark(x, y, y, y, arm_class(arm), title, filled=arm.plain, diamond=not _on_path(arm))
+    return Mark(x, y, y, y, colour, title, filled=arm.plain, diamond=not _on_path(arm))
 
 
 def _on_path(arm: Arm) -> bool:

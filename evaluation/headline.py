@@ -159,7 +159,10 @@ def _selection_only(arms: Sequence[Arm], metric: Metric) -> Headline:
     return Headline(
         f"On the selection seeds, the {order} {metric.title} is {number(median(best, metric))}: "
         f"{best.label}, {best.settings} ({len(arms)} {'setting' if len(arms) == 1 else 'settings'} tried).",
-        ("A setting chosen on these rows looks better than it is; evaluate it on other seeds before claiming a gain.",),
+        (
+            "A setting chosen on these rows looks better than it is; evaluate it on other seeds before claiming a gain.",
+            *_contaminated(arms, metric),
+        ),
     )
 
 

@@ -90,8 +90,9 @@ def write_report(run_dir: Path) -> Path:
 def _context(run_dir: Path) -> dict[str, Any]:
     run = read_run(run_dir)
     rows = read_results(run_dir / "results.jsonl")
-    method = method_name(run, run_dir.name)
-    names = {"aligned": method, "sft": "SFT"}
+    scored = run.get("kind") in ("sweep", "eval")  # what was trained elsewhere, so that the run has no method's name
+    method = "The aligned generator" if scored else method_name(run, run_dir.name)
+    names = {"sft": "SFT"} if scored else {"aligned": method, "sft": "SFT"}
     arms, said = _conclude(rows, method)
     metric = headline_metric(arms)
     shown = [arm for arm in arms if arm.split == "report"] or arms
@@ -101,6 +102,8 @@ def _context(run_dir: Path) -> dict[str, Any]:
     drawn = [arm for arm in drawn if metric and math.isfinite(median(arm, metric))]
     geneval = geneval_section(run_dir, shown, roles, metric, names)
     every_column = _metric_columns(rows)
+    if metric:  # the changes beside the first column are of this one, where another is contaminated
+        every_column.sort(key=lambda column: column.name != metric.name)
     columns = [column for column in every_column if not geneval or column not in (*TAG_METRICS, *FURTHER)]
     logs = read_logs(run_dir, run)
     curves = list(curve_charts(logs))
@@ -121,7 +124,9 @@ def _context(run_dir: Path) -> dict[str, Any]:
         "table_remarks": _table_remarks(shown, rows),
         "chart_remarks": list(_chart_remarks(rows)),
         "geneval": geneval,
-        "guidance": guidance_section(arms, shown, metric, names),
+        "guidance": guidance_section(
+            [arm for arm in arms if _judge_of(arm) == _judge_of(shown[0])], shown, metric, names
+        ),
         "grids": sample_grids(run_dir, shown, roles, names),
         "logs": [log.name for log in logs],
         "curves": [curve for curve in curves if curve.main],

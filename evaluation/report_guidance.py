@@ -7,7 +7,7 @@ from typing import Any
 
 from evaluation.arms import Arm
 from evaluation.cells import CELLS
-from evaluation.charts import css_class
+from evaluation.charts import label_classes
 from evaluation.equivalence import Equivalent, equivalent_scales
 from evaluation.frontiers import frontier_charts
 from evaluation.headline import fixed, median
@@ -25,23 +25,25 @@ def guidance_section(
     """
     if metric is None:
         return None
-    rows = [_row(label, shown, metric, names) for label in dict.fromkeys(arm.label for arm in shown)]
+    colours = label_classes(dict.fromkeys(arm.label for arm in [*shown, *arms]))
+    rows = [_row(label, shown, metric, names, colours[label]) for label in dict.fromkeys(arm.label for arm in shown)]
     rows = [row for row in rows if any(row["cells"])]
     if sum(bool(cell) for row in rows for cell in row["cells"]) < 2:
         return None
+    # a sweep's grid is of selection seeds, and says more than the few that were then reported
     by_split = [[arm for arm in arms if arm.split == split] for split in ("report", "select")]
-    grid = max(by_split, key=len)  # a sweep's grid is of selection seeds
+    grid, rest = sorted(by_split, key=len, reverse=True)
     return {
         "metric": metric,
         "cells": list(CELLS.values()),
         "rows": rows,
-        "frontiers": frontier_charts(grid, metric, names),
+        "frontiers": frontier_charts(grid, metric, names, colours),
         "grid_split": grid[0].split if grid else "",
-        "equivalents": [_equivalent(one, names) for one in _equivalents(by_split)],
+        "equivalents": [_equivalent(one, names) for one in equivalent_scales(grid) or equivalent_scales(rest)],
     }
 
 
-def _row(label: str, arms: Sequence[Arm], metric: Metric, names: Mapping[str, str]) -> dict[str, Any]:
+def _row(label: str, arms: Sequence[Arm], metric: Metric, names: Mapping[str, str], colour: str) -> dict[str, Any]:
     own = [arm for arm in arms if arm.label == label]
     cells: list[dict[str, str] | None] = []
     for cell in CELLS.values():
@@ -58,19 +60,13 @@ def _row(label: str, arms: Sequence[Arm], metric: Metric, names: Mapping[str, st
                 "settings": "" if arm.plain else arm.settings.removeprefix("no guidance, "),
             }
         )
-    return {"name": names.get(label, label), "css": css_class(label), "cells": cells}
-
-
-def _equivalents(by_split: Sequence[Sequence[Arm]]) -> list[Equivalent]:
-    """From report seeds where those can say it, else from the grid."""
-    return next((found for arms in by_split if (found := equivalent_scales(arms))), [])
+    return {"name": names.get(label, label), "css": colour, "cells": cells}
 
 
 def _equivalent(one: Equivalent, names: Mapping[str, str]) -> dict[str, str]:
-    scale = f"{one.scale:.2f}" if one.scale is not None else f"none tried (nearest: {one.nearest:g})"
     return {
         "name": names.get(one.label, one.label),
         "metric": one.metric.title,
         "value": fixed(one.value, one.metric),
-        "scale": "off" if one.scale == 1 else scale,
+        "scale": one.words,
     }

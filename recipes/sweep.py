@@ -12,15 +12,16 @@ guided_blocks=[null,3]
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from align.generators import Generator
 from align.types import SamplingConfig
 from evaluation.arms import Arm, summarize, text_table
 from evaluation.cells import best_of_cells
+from evaluation.equivalence import equivalent_scales
 from evaluation.metric_names import leading_metric
 from evaluation.report import write_report
 from evaluation.results import read_results
@@ -38,7 +39,7 @@ def main(overrides: list[str]) -> None:
     task = make_task(config.evaluation)
     generators = _generators(config)
     rewarded = {config.label: optimised_in(config.generator.checkpoint)}
-    rewarded |= {label: optimised_in(checkpoint) for label, checkpoint in config.checkpoints.items()}
+    rewarded |= {label: optimised_in(checkpoint) for label, checkpoint in (config.checkpoints or {}).items()}
     for generator in generators.values():
         task.check(generator)
     run = Run(config, kind="sweep", overrides=overrides, name=config.label)
@@ -59,7 +60,17 @@ def main(overrides: list[str]) -> None:
     run.update(status="finished", hashes=hashes)
     if is_first_process():
         print(text_table(summarize(read_results(run.folder / "results.jsonl"))))
+        for one in _worth(summarize(read_results(run.folder / "results.jsonl"))):
+            say(one)
         say(f"report: {write_report(run.folder)}")
+
+
+def _worth(arms: Sequence[Arm]) -> Iterator[str]:
+    """The base's guidance that each other generator without guidance is worth, by metrics."""
+    found = equivalent_scales([arm for arm in arms if arm.split == "select"])
+    for label in dict.fromkeys(one.label for one in found):
+        own = [f"{one.words} by {one.metric.title}" for one in found if one.label == label]
+        yield f"{label} without guidance equals the base at guidance {', '.join(own)}"
 
 
 def grid(config: DictConfig) -> list[SamplingConfig]:
@@ -81,8 +92,7 @@ def grid(config: DictConfig) -> list[SamplingConfig]:
 
 def _generators(config: DictConfig) -> dict[str, Generator]:
     found = {config.label: make_generator(config.generator)}
-    checkpoints: dict[str, str] = OmegaConf.to_container(config.checkpoints)  # type: ignore[assignment]
-    for label, checkpoint in checkpoints.items():
+    for label, checkpoint in (config.checkpoints or {}).items():
         if label in found:
             raise ValueError(f"two generators are called {label!r}; set label= or another name in checkpoints=")
         found[label] = make_generator(with_sections(config.generator, checkpoint=checkpoint))

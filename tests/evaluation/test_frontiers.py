@@ -1,14 +1,16 @@
 """Frontier charts: which are drawn, and that paths go by guidance scale."""
 
 import math
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from evaluation.arms import Arm, summarize
+from evaluation.charts import label_classes
 from evaluation.frontiers import Frontier, frontier_charts
-from evaluation.metric_names import METRICS, known_metric
+from evaluation.metric_names import METRICS, Metric, known_metric
 from evaluation.results import ResultRow
 
 FID = METRICS[0]
@@ -34,10 +36,14 @@ GRID = (
 )
 
 
+def drawn(arms: list[Arm], metric: Metric, names: dict[str, str]) -> list[Frontier]:
+    return frontier_charts(arms, metric, names, label_classes(arm.label for arm in arms))
+
+
 def charts(*rows: ResultRow, metric: str = "fid") -> dict[str, Frontier]:
     known = known_metric(metric)
     assert known is not None
-    return {chart.title: chart for chart in frontier_charts(summarize(rows), known, NAMES)}
+    return {chart.title: chart for chart in drawn(summarize(rows), known, NAMES)}
 
 
 def classed(chart: Frontier, tag: str, css: str) -> list[ElementTree.Element]:
@@ -129,9 +135,9 @@ def test_paths_go_by_guidance_scale() -> None:
         ("base, no guidance, T=1: 20.0, 16.0", False, False, "c-base"),
         ("CCA, no guidance, T=1: 38.0, 9.00", False, False, "c-aligned"),
         ("base, guidance 3, T=1: 50.0, 12.0", True, False, "c-base"),
-        ("base, no guidance, T=0.7: 30.0, 11.0", True, True, "c-temperature"),
+        ("base, no guidance, T=0.7: 30.0, 11.0", True, True, "c-base"),
         ("base, guidance 2 linear, T=1: 36.0, 9.00", True, True, "c-base"),
-        ("base, no guidance, T=1, best of 4 by reward: 25.0, 10.0", True, True, "c-other"),
+        ("base, no guidance, T=1, best of 4 by reward: 25.0, 10.0", True, True, "c-base"),
     ],
 )
 def test_filled_is_plain_and_diamonds_are_off_the_path(mark: str, hollow: bool, diamond: bool, css: str) -> None:
@@ -143,11 +149,11 @@ def test_filled_is_plain_and_diamonds_are_off_the_path(mark: str, hollow: bool, 
 def test_colours_are_told() -> None:
     chart = charts(*GRID)["FID against IS"]
     assert chart.legend == [
-        ("c-base", "base, by guidance scale"),
-        ("c-temperature", "base, sampled in other ways"),
-        ("c-other", "base, sampled in other ways"),
-        ("c-aligned", "CCA, by guidance scale"),
+        ("c-base", "base"),
+        ("c-aligned", "CCA"),
     ]
+    others = charts(*GRID, *(replace(one, label=f"other{one.label}") for one in GRID))["FID against IS"]
+    assert [css for css, _ in others.legend] == ["c-base", "c-aligned", "c-other", "c-series2"]
     assert len(classed(chart, "g", "mark")) == len(GRID)
 
 
@@ -158,7 +164,7 @@ def test_medians_over_seeds_are_drawn() -> None:
         for seed, fid in enumerate((7.0, 8.0, 90.0))
     ]
     arms: list[Arm] = summarize(seeds)
-    (chart,) = frontier_charts(arms, FID, {})
+    (chart,) = drawn(arms, FID, {})
     assert [title(mark) for mark in classed(chart, "g", "mark")] == [
         "base, no guidance, T=1: 10.0, 8.00",
         "base, guidance 2, T=1: 20.0, 8.00",
