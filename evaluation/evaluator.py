@@ -20,7 +20,7 @@ from torch import Tensor
 from evaluation import metrics
 from evaluation.classifier import check_images, check_labels
 from evaluation.features.make import extract
-from evaluation.measures import MEASURES, Comparison, missing, refuse_without, remarks
+from evaluation.measures import MEASURES, Comparison, missing, refuse_extractor, remarks
 from evaluation.protocol import EvaluationResult, Protocol, count_suffix
 
 Arrays = dict[str, NDArray[Any]]
@@ -41,7 +41,7 @@ def describe_images(protocol: Protocol, images_BHW3: Tensor) -> Arrays:
     for part in protocol.representations:
         wanted = {"features"} | set().union(*(MEASURES[metric].needs for metric in part.metrics))
         found = extract(part.extractor, images_BHW3)
-        refuse_without(part.metrics, part.reference, set(found))
+        refuse_extractor(part.metrics, found)
         arrays |= {f"{part.extractor.name}.{layer}": array for layer, array in found.items() if layer in wanted}
     return arrays
 
@@ -114,7 +114,7 @@ class Evaluator:
         if self.n < 2:
             raise ValueError(f"metrics compare distributions and need at least 2 images, got {self.n}")
         protocol, values, errors = self.protocol, dict[str, float](), dict[str, float]()
-        told = [*self._count_remarks()]
+        told = self.check()
         suffix = f"{protocol.name}_{count_suffix(self.n)}"
         for part in protocol.representations:
             layers = {
@@ -164,7 +164,8 @@ class Evaluator:
         digests = self._rows("digest")
         return 0 if digests is None else self.n - len(np.unique(digests, axis=0))
 
-    def _count_remarks(self) -> list[str]:
+    def check(self) -> list[str]:
+        """What there is to remark on the images, before minutes of metrics: another number than the protocol is for, copies."""
         told, wanted = [], self.protocol.num_images
         if wanted is not None and self.n != wanted:
             told.append(

@@ -7,7 +7,7 @@ Shapes: N generated images, M reference images, D feature dim, S spatial feature
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -203,27 +203,29 @@ def refuse_unknown_metrics(names: tuple[str, ...]) -> None:
         raise ValueError(f"{problem}; known: {', '.join(MEASURES)}")
 
 
-def refuse_without(names: tuple[str, ...], reference: Reference, given: set[str]) -> None:
-    """Raises ValueError for a metric that needs what the reference or the extractor does not have.
-
-    given: what the extractor gave: `logits`, `spatial`.
-    """
+def refuse_reference(names: tuple[str, ...], reference: Reference) -> None:
+    """Raises ValueError for a metric that needs what the reference does not hold."""
     for name in names:
-        for need in sorted(MEASURES[name].needs & {"features", "logits", "spatial"}):
-            if need == "features" and reference.features is None:
-                raise ValueError(
-                    f"metric {name!r} needs the features of real images, and reference {reference.name!r} holds moments only; make "
-                    "one that keeps them with `align data stats` (an ADM file's arr_0 will do), or leave the metric out"
-                )
-            if need == "spatial" and reference.mu_s is None:
-                raise ValueError(
-                    f"metric {name!r} needs mu_s and sigma_s, and reference {reference.name!r} has none; make it with an extractor "
-                    "that has a spatial layer (inception), or leave the metric out"
-                )
-            if need in ("logits", "spatial") and need not in given:
-                raise ValueError(
-                    f"metric {name!r} needs {need}, which this extractor does not give; take another, or leave it out"
-                )
+        needs = MEASURES[name].needs
+        if "features" in needs and reference.features is None:
+            raise ValueError(
+                f"metric {name!r} needs the features of real images, and reference {reference.name!r} holds moments only; make "
+                "one that keeps them with `align data stats` (an ADM file's arr_0 will do), or leave the metric out"
+            )
+        if "spatial" in needs and reference.mu_s is None:
+            raise ValueError(
+                f"metric {name!r} needs mu_s and sigma_s, and reference {reference.name!r} has none; make it with an extractor "
+                "that has a spatial layer (inception), or leave the metric out"
+            )
+
+
+def refuse_extractor(names: tuple[str, ...], given: Collection[str]) -> None:
+    """Raises ValueError for a metric that needs a layer, `logits` or `spatial`, that an extractor did not give."""
+    for name in names:
+        if lacking := (MEASURES[name].needs & {"logits", "spatial"}) - set(given):
+            raise ValueError(
+                f"metric {name!r} needs {min(lacking)}, which this extractor does not give; take another, or leave it out"
+            )
 
 
 def missing(name: str, seen: Comparison) -> str | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evaluation.features.base import Extractor
 from evaluation.features.resize import RULES, resize_images
-from evaluation.measures import ScoreSplits, refuse_unknown_metrics
+from evaluation.measures import ScoreSplits, refuse_reference, refuse_unknown_metrics
 from evaluation.reference import Reference
 
 DEFAULT_METRICS = ("fid", "is", "precision", "recall", "accuracy")
@@ -25,7 +25,7 @@ class Representation:
     """An extractor, a reference made by that very extractor, and the metrics that are taken from both.
 
     Raises:
-        ValueError: an unknown metric, or a reference made by another extractor.
+        ValueError: an unknown metric, a reference made by another extractor, or one that lacks what a metric needs.
     """
 
     extractor: Extractor
@@ -45,6 +45,7 @@ class Representation:
                 f"reference {self.reference.name!r} was made by extractor {made_by}, but this one ({self.extractor.name}) is "
                 f"{reads_with}; their features do not compare. Make the reference again with `align data stats`"
             )
+        refuse_reference(self.metrics, self.reference)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ from recipes.bench_tables import COLUMNS, DETAILS, make_table
 from recipes.choices import options
 from recipes.config import compose, with_sections
 from recipes.exports import find_export
-from recipes.judge import Judge, base_settings
+from recipes.judge import Judge, base_settings, unguided_settings
 from recipes.parts import make_generator, num_classes
 from recipes.reward_settings import make_rewards
 from recipes.run import Run, refuse_many_processes, say
@@ -150,12 +150,17 @@ class _Bench:
         judge = Judge(task, evaluation.batch_size, self.folder, make_rewards(rewards), reuse=True)
         gains = {name: stages for name, stages in experiments.items() if _erased(stages) is None}
         settings = base_settings(judge, base, evaluation) if gains else []
+        tuned: dict[str, list[SamplingConfig]] = {}
         for order, seed in enumerate(self.seeds):
             sampling = SamplingConfig(seed=evaluation.seed + order)
             for setting in settings:
                 judge.score(base, "base", replace(setting, seed=sampling.seed), split="report", grid=order == 0)
             for name, stages in gains.items():
-                judge.score(self._train(stages, seed), name, sampling, split="report", grid=order == 0)
+                trained = self._train(stages, seed)
+                if name not in tuned:  # with the first seed's generator, for all seeds
+                    tuned[name] = unguided_settings(judge, trained, name, evaluation)
+                for setting in tuned[name]:
+                    judge.score(trained, name, replace(setting, seed=sampling.seed), split="report", grid=order == 0)
         result: dict[str, Any] = {"seeds": self.seeds, "arms": [self._arm(arm) for arm in _arms(self.folder)]}
         for name, stages in experiments.items():
             if (erased := _erased(stages)) is not None:
@@ -212,6 +217,7 @@ class _Bench:
             "label": arm.label,
             "guidance": arm.guidance,
             "temperature": arm.temperature,
+            "filters": arm.filters,
             "plain": arm.plain,
             "forwards_per_image": arm.forwards_per_image,
             "protocol": arm.rows[0].protocol,

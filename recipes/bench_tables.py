@@ -22,7 +22,7 @@ DETAILS = "details"  # of an arm: figures by name, which have a table of their o
 
 def make_table(summary: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: one table per generator, FID also as the median ratio to the plain base on the same seeds, GenEval as the
-    median change; a further one of each tag; and one of erased classes."""
+    median change, and both at the best temperature or filter; a further one of each tag; and one of erased classes."""
     parts = []
     for generator, result in summary.items():
         if result["arms"]:
@@ -39,14 +39,15 @@ def _gains_table(generator: str, arms: Sequence[Mapping[str, Any]]) -> str:
     first, *others = [name for name in COLUMNS if name in plain]
     base = plain[first]["by_seed"]
     compared = "ratio to base" if first == "fid" else "change"
-    titles = [_title(first, plain), compared, *(_title(name, plain) for name in others)]
+    leading = _title(first, plain)
+    titles = [leading, compared, f"{leading}, tuned sampling", *(_title(name, plain) for name in others)]
     lines = [
         f"`{generator}`, medians [range] of {len(base)} paired seeds, {plain['n']} images each:",
         "",
         f"| arm | {' | '.join(titles)} | forwards per image | training, s |",
         f"|{'---|' * (len(titles) + 3)}",
     ]
-    for arm in arms:
+    for arm in [arm for arm in arms if not _reshaped(arm)]:
         seconds = "" if arm["training_seconds"] is None else f"{arm['training_seconds']:.0f}"
         own = arm[first]["by_seed"]
         if first == "fid":
@@ -57,12 +58,29 @@ def _gains_table(generator: str, arms: Sequence[Mapping[str, Any]]) -> str:
             _name(arm),
             spread(arm[first], COLUMNS[first][1]),
             move,
+            _tuned(arm, arms, first),
             *(spread(arm[name], COLUMNS[name][1]) if name in arm else "" for name in others),
             f"{arm['forwards_per_image']:g}",
             seconds,
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _reshaped(arm: Mapping[str, Any]) -> bool:
+    return arm["temperature"] != 1.0 or bool(arm.get("filters"))
+
+
+def _tuned(arm: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], first: str) -> str:
+    """The figure of the same generator at its best temperature or filter, with or without guidance as `arm`."""
+    guided = arm["guidance"] != "off"
+    for other in arms:
+        if other["label"] == arm["label"] and (other["guidance"] != "off") == guided and _reshaped(other):
+            settings = [f"T={other['temperature']:g}"] if other["temperature"] != 1.0 else []
+            settings += other.get("filters", [])
+            settings += [f"guidance {other['guidance']}"] if other["guidance"] not in ("off", arm["guidance"]) else []
+            return f"{spread(other[first], COLUMNS[first][1])} ({', '.join(settings)})"
+    return ""
 
 
 def _title(name: str, arm: Mapping[str, Any]) -> str:
@@ -101,8 +119,8 @@ def _name(arm: Mapping[str, Any]) -> str:
     name = str(arm["label"])
     if arm["guidance"] != "off":
         name += f", guidance {arm['guidance']}"
-    if arm["temperature"] != 1.0:
-        name += f", T={arm['temperature']:g}"
+    settings = [f"T={arm['temperature']:g}"] if arm["temperature"] != 1.0 else []
+    name += "".join(f", {setting}" for setting in [*settings, *arm.get("filters", [])])
     return name
 
 

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from align.files import write_text
 from evaluation.arms import ARM, Arm, summarize
 from evaluation.comparison import compare_arms, comparison_table
+from evaluation.headline import contaminated_metrics
 from evaluation.results import read_results
 from recipes.config import compose
 from recipes.run import say
@@ -36,6 +37,8 @@ def main(arguments: list[str]) -> None:
         table = comparison_table(compare_arms(arm, base[1]), *names)
         first = base[1].rows[0]
         told.append(f"{arm.settings}; protocol {first.protocol}, n = {first.n}\n\n{table}")
+        if rewarded := contaminated_metrics([base[1], arm]):
+            told.append(f"Contaminated, since a generator was rewarded by the same features: {', '.join(rewarded)}.")
     text = "\n\n".join(told)
     print(text)
     if config.output:

@@ -191,14 +191,17 @@ class Judge:
         self, identity: Mapping[str, Any], marker: Marker, spent: Spent, name: str, remarks: Sequence[str] = ()
     ) -> ResultRow:
         """Sum up what was marked, and append it as a row; with a grid of the shown images and the verdicts, by `name`."""
+        told = [*remarks, *marker.check()]
+        for remark in told:  # rather now than after minutes of metrics
+            say(f"note: {remark}")
         result = marker.compute()
         samples, verdicts = f"samples/{name}.png", f"verdicts/{name}.jsonl"
         if spent.shown:
             grid = torch.from_numpy(np.stack(list(spent.shown.values())))
             captions = self.task.captions(list(spent.shown))
             save_grid(grid, self.folder / samples, columns=self.task.grid_columns, captions=captions)
-        remarks = (*remarks, *result.remarks)
-        for remark in remarks:
+        remarks = tuple(dict.fromkeys([*told, *result.remarks]))
+        for remark in remarks[len(told) :]:
             say(f"note: {remark}")
         row = ResultRow(
             **identity,
@@ -300,6 +303,11 @@ def base_settings(judge: Judge, generator: Generator, evaluation: DictConfig) ->
 def aligned_settings(judge: Judge, generator: Generator, evaluation: DictConfig) -> list[SamplingConfig]:
     """The same of an aligned generator, guided by `aligned_guidance_scales`."""
     return tuned_settings(judge, generator, "aligned", evaluation, evaluation.aligned_guidance_scales)
+
+
+def unguided_settings(judge: Judge, generator: Generator, label: str, evaluation: DictConfig) -> list[SamplingConfig]:
+    """Plain, and at the best temperature or filter: the two columns that every guidance-free figure has."""
+    return tuned_settings(judge, generator, label, evaluation, [])
 
 
 def tuned_settings(

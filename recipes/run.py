@@ -161,7 +161,7 @@ def refuse_many_processes(command: str) -> None:
     """Raises ValueError under torchrun, for what would do the same work in every process."""
     if num_processes() > 1:
         raise ValueError(
-            f"{command} runs in one process; only `align train` (without rounds), `align data encode` and `align data captions` share work among several"
+            f"{command} runs in one process; only `align train` (without rounds), `align eval`, `align sweep`, `align data encode` and `align data captions` share work among several"
         )
 
 

@@ -42,7 +42,11 @@ class Marker(typing.Protocol):
     def add(self, arrays: Mapping[str, NDArray[Any]], indices: Sequence[int]) -> None:
         """Take in what the task's `describe` told of these sample indices; ascending, and by one process alone."""
 
-    def compute(self) -> EvaluationResult: ...
+    def check(self) -> list[str]:
+        """What there is to remark on the images themselves, at once."""
+
+    def compute(self) -> EvaluationResult:
+        """The metrics; its remarks hold those of `check`, too."""
 
     def write(self, path: Path) -> bool:
         """Verdicts on single images as JSON lines; False where there are none to write."""
@@ -212,6 +216,9 @@ class ClassMarker:
         labels = {} if self.labels_N is None else {"labels": self.labels_N[list(indices)]}
         self.evaluator.add({**arrays, **labels})
 
+    def check(self) -> list[str]:
+        return self.evaluator.check()
+
     def compute(self) -> EvaluationResult:
         result = self.evaluator.compute()
         classes = {f"{CLASS_ACCURACY}{label}": value for label, value in self.evaluator.accuracy_by_class().items()}
@@ -230,6 +237,9 @@ class _PromptMarker:
     def add(self, arrays: Mapping[str, NDArray[Any]], indices: Sequence[int]) -> None:
         rows = [index // self.images_per_prompt for index in indices]
         self.evaluator.update(torch.from_numpy(arrays["images"]), rows)
+
+    def check(self) -> list[str]:
+        return []
 
     def compute(self) -> EvaluationResult:
         return self.evaluator.compute()

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from inception_weights import random_inception
+from torch import Tensor
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from evaluation.features import inception
@@ -28,21 +29,7 @@ def sha256(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, Tensor]:
-    """The published names with random numbers, of which none vanishes on the way through the network."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fidelity, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        network = fidelity.FeatureExtractorInceptionV3("random", ["2048"])
-    torch.manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.bias, std=0.3)
-            nn.init.uniform_(module.weight, 0.8, 1.2)
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.8, 1.2)
-    return network.state_dict()
+    return random_inception()
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +197,11 @@ def test_images_of_other_kinds_are_refused(extractor: InceptionExtractor) -> Non
         extractor(torch.zeros(1, 8, 8, 3))
     with pytest.raises(ValueError, match="shape \\[B, H, W, 3\\]"):
         extractor(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+
+
+@pytest.mark.gpu
+def test_the_gpu_agrees(weights: Path, extractor: InceptionExtractor) -> None:
+    images = torch.randint(0, 256, (2, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    there = InceptionExtractor(weights, sha256=None, device="cuda")(images)
+    for ours, theirs in zip(there, extractor(images), strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-3, atol=1e-3)
