@@ -37,8 +37,9 @@ def geneval_section(
         return None
     if not any(arm.metric(column.name) for column in TAG_METRICS for arm in arms):
         return None  # a mean of the reward `geneval`, whose verdicts are none of the protocol's
-    # other settings of the base are told in the main table
+    # other settings of the base, and other temperatures and filters, are told in the main table
     others = [arm for arm in arms if arm not in roles.present() and arm.label != "base" and arm.metric(metric.name)]
+    others = [arm for arm in others if not arm.reshaped]
     told = [*roles.present(), *others] or list(arms)
     columns = [column for column in (metric, HELD_OUT, *TAG_METRICS) if any(arm.metric(column.name) for arm in told)]
     verdicts = [read_verdicts(run_dir, arm) for arm in told]

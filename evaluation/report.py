@@ -92,7 +92,7 @@ def _context(run_dir: Path) -> dict[str, Any]:
     rows = read_results(run_dir / "results.jsonl")
     scored = run.get("kind") in ("sweep", "eval")  # what was trained elsewhere, so that the run has no method's name
     method = "The aligned generator" if scored else method_name(run, run_dir.name)
-    names = {"sft": "SFT"} if scored else {"aligned": method, "sft": "SFT"}
+    names = {"aligned": "aligned" if scored else method, "sft": "SFT"}
     arms, said = _conclude(rows, method)
     metric = headline_metric(arms)
     shown = [arm for arm in arms if arm.split == "report"] or arms

@@ -138,6 +138,7 @@ def test_guided_rollouts_are_judged_with_their_guidance_and_without() -> None:
     ]
     assert {row.samples for row in rows if row.label == "aligned"} == {
         "samples/aligned_mnist-cnn_g1_t1_seed1001.png",
+        "samples/aligned_mnist-cnn_g1_t0.8_seed1001.png",
         "samples/aligned_mnist-cnn_g3-linear_t1_seed1001.png",
     }
 

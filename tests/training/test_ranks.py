@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("two_ranks.py")
+# the packages come before their tests, whose folders have the same names
+PYTHONPATH = os.pathsep.join(map(str, (SCRIPT.parents[2], SCRIPT.parents[1])))
 LAST = "checkpoint-4"
 
 
@@ -23,14 +25,14 @@ def run(folder: Path, ranks: int, *objectives: str, resume: bool = False) -> Non
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if ranks == 2 else []
     # four rows a micro-batch alone, two on each of two ranks
     how = [str(folder), str(4 // ranks), str(ranks), "resume" if resume else "anew", *objectives]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent.parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
     subprocess.run([sys.executable, *launch, str(SCRIPT), *how], env=environment, check=True, timeout=300)
 
 
 @pytest.mark.slow
 def test_what_goes_wrong_on_one_rank_stops_all_with_its_message(tmp_path: Path) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parent.parent)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
     script = str(SCRIPT.with_name("failing_rank.py"))
     subprocess.run([sys.executable, *launch, script, str(tmp_path)], env=environment, check=True, timeout=120)
     of_second = {
