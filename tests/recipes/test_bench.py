@@ -49,13 +49,19 @@ def test_the_table_gives_the_median_of_the_paired_ratios() -> None:
         arm("base", 10.0, 20.0, 40.0),
         arm("base", 5.0, 5.0, 5.0, guidance="1.5 linear"),
         arm("base", 7.0, 7.0, 7.0, temperature=0.8),
+        arm("base", 4.0, 4.0, 4.0, guidance="1.25", temperature=0.8),
         arm("cca", 8.0, 18.0, 10.0),  # ratios .8, .9, .25: not the ratio of the medians, .5
+        {**arm("cca", 9.0, 9.0, 9.0), "plain": False, "filters": ["top-p 0.9"]},
     ]
     table = make_table({"toy": {"seeds": [1, 2, 3], "arms": arms}})
-    assert "| base | 20.00 [10.00, 40.00] | 1.00 | 0.500 [0.400, 0.600] | 0.500 | -1.00 | 9 |  |" in table
-    assert "| base, guidance 1.5 linear | 5.00 | 0.25 |" in table
-    assert "| base, T=0.8 | 7.00 | 0.35 |" in table
-    assert "| cca | 10.00 [8.00, 18.00] | 0.80 |" in table
+    assert "| arm | FID | ratio to base | FID, tuned sampling | accuracy |" in table
+    # the best temperature or filter of each stands in a column, whatever guidance it goes best with
+    assert (
+        "| base | 20.00 [10.00, 40.00] | 1.00 | 7.00 (T=0.8) | 0.500 [0.400, 0.600] | 0.500 | -1.00 | 9 |  |" in table
+    )
+    assert "| base, guidance 1.5 linear | 5.00 | 0.25 | 4.00 (T=0.8, guidance 1.25) |" in table
+    assert "| cca | 10.00 [8.00, 18.00] | 0.80 | 9.00 (top-p 0.9) |" in table
+    assert table.count("| base") == 2
     assert "| 12 |" in table
 
 
@@ -75,8 +81,10 @@ def test_arms_of_prompts_show_the_median_change_and_a_table_of_tags() -> None:
         "grpo", 0.6, 0.5, 0.7, counting=figure(0.5, 0.25, 0.75)
     )  # changes .3, .05, .2; that of the medians is .15
     table = make_table({"toy": {"seeds": [1, 2, 3], "arms": [base, grpo]}})
-    assert "| arm | geneval-shapes | change | held-out judge | reward | forwards per image | training, s |" in table
-    assert "| base | 0.450 [0.300, 0.500] | +0.000 | 0.500 | -1.00 | 9 |  |" in table
+    assert (
+        "| arm | geneval-shapes | change | geneval-shapes, tuned sampling | held-out judge | reward | forwards" in table
+    )
+    assert "| base | 0.450 [0.300, 0.500] | +0.000 |  | 0.500 | -1.00 | 9 |  |" in table
     assert "| grpo | 0.600 [0.500, 0.700] | +0.200 |" in table
     assert (
         "| arm | counting | colors |\n|---|---|---|\n| base | 0.250 | 0.750 |\n| grpo | 0.500 [0.250, 0.750] |  |"
