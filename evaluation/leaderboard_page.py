@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from evaluation.cells import CELLS
@@ -20,6 +19,7 @@ from evaluation.headline import number
 from evaluation.leaderboard import Entry, Figure, Group, Leaderboard, best_text, figure, short
 from evaluation.leaderboard_tables import latex, latex_table, markdown, markdown_table
 from evaluation.metric_names import Metric
+from evaluation.pages import templates
 
 
 def write_leaderboard(board: Leaderboard, folder: Path) -> list[Path]:
@@ -34,13 +34,7 @@ def write_leaderboard(board: Leaderboard, folder: Path) -> list[Path]:
 
 def leaderboard_page(board: Leaderboard, name: str) -> str:
     """One file that fetches nothing; its only script is told to the browser by its hash."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     script = environment.get_template("leaderboard_script.j2").render()
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     groups = [_group_entry(group, index) for index, group in enumerate(board.groups, start=1)]

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from evaluation.arms import COMPARABLE, Arm, paired, refuse_mixed, summarize
 from evaluation.charts import arm_class, css_class, guidance_chart
 from evaluation.curves import curve_charts, method_name, read_logs, read_run
@@ -32,6 +30,7 @@ from evaluation.headline import (
     ratio,
 )
 from evaluation.metric_names import CLASS_ACCURACY, Metric, find_key, known_metrics
+from evaluation.pages import templates
 from evaluation.report_grids import sample_grids
 from evaluation.report_guidance import guidance_section
 from evaluation.results import ResultRow, read_results
@@ -74,14 +73,7 @@ def write_report(run_dir: Path) -> Path:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise FileNotFoundError(f"no run folder at {run_dir}")
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(_context(run_dir))
+    page = templates().get_template("report.html.j2").render(_context(run_dir))
     path = run_dir / "report.html"
     write_atomically(path, page.encode())
     return path

@@ -32,11 +32,8 @@ SHAPES = [name for name in options("experiment") if name.startswith("shapes/")]
 QUICK = ("mnist/cca",)  # an evaluation takes seconds; the others' parts are tested by themselves
 # the fewest images that a Fréchet distance in 64 features takes
 FEW = [
-    "evaluation.num_images=70",
-    "evaluation.guidance_scales=[2.0]",
-    "evaluation.temperatures=[0.8]",
-    "evaluation.filters=[]",
-    "evaluation.aligned_guidance_scales=[]",
+    *("evaluation.num_images=70", "evaluation.guidance_scales=[2.0]", "evaluation.temperatures=[0.8]"),
+    *("evaluation.filters=[]", "evaluation.aligned_guidance_scales=[]"),
 ]
 FEW_PROMPTS = [
     "evaluation.max_prompts=6",
