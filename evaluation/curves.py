@@ -28,6 +28,7 @@ GAPS = {
 # Shown at once and in this order; whatever else was logged is one click away. Rewards are logged under their names.
 MAIN = ("loss", "nll_per_token", "nll_mixture", "accuracy", "margin", "kl", "entropy", "grad_norm")
 REWARD = "reward/"
+SCORED = ("sweep", "eval")  # kinds of run that trained nothing, and whose name is no method's
 X_KEYS = ("step", "epoch")
 MAX_POINTS = 400  # per line: a chart of this size cannot show more
 

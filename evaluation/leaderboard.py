@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.arms import COMPARABLE, Arm, summarize
-from evaluation.curves import METHOD_NAMES, method_name, read_run
+from evaluation.curves import METHOD_NAMES, SCORED, method_name, read_run
 from evaluation.headline import contaminated_metrics, fixed, median
 from evaluation.metric_names import CLASS_ACCURACY, Metric, find_key, known_metrics
 from evaluation.results import ResultRow, read_results
@@ -211,6 +211,8 @@ def _method(run: Mapping[str, Any], place: Path, arm: Arm) -> str:
         return ""
     if arm.label in METHOD_NAMES:
         return METHOD_NAMES[arm.label]
+    if run.get("kind") in SCORED:
+        return ""
     trained = arm.label == "aligned" or (run.get("config") or {}).get("objective")
     return method_name(run, place.name) if trained else ""
 

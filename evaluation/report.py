@@ -13,7 +13,7 @@ from typing import Any
 
 from evaluation.arms import COMPARABLE, Arm, paired, refuse_mixed, summarize
 from evaluation.charts import arm_class, css_class, guidance_chart
-from evaluation.curves import curve_charts, method_name, read_logs, read_run
+from evaluation.curves import SCORED, curve_charts, method_name, read_logs, read_run
 from evaluation.files import write_atomically
 from evaluation.geneval_report import TAG_METRICS, geneval_section
 from evaluation.headline import (
@@ -82,7 +82,7 @@ def write_report(run_dir: Path) -> Path:
 def _context(run_dir: Path) -> dict[str, Any]:
     run = read_run(run_dir)
     rows = read_results(run_dir / "results.jsonl")
-    scored = run.get("kind") in ("sweep", "eval")  # what was trained elsewhere, so that the run has no method's name
+    scored = run.get("kind") in SCORED
     method = "The aligned generator" if scored else method_name(run, run_dir.name)
     names = {"aligned": "aligned" if scored else method, "sft": "SFT"}
     arms, said = _conclude(rows, method)

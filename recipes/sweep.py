@@ -42,7 +42,7 @@ def main(overrides: list[str]) -> None:
     rewarded |= {label: optimised_in(checkpoint) for label, checkpoint in (config.checkpoints or {}).items()}
     for generator in generators.values():
         task.check(generator)
-    run = Run(config, kind="sweep", overrides=overrides, name=config.label)
+    run = Run(config, kind="sweep", overrides=overrides, name=f"sweep of {', '.join(generators)}")
     run.update(evaluation=task.facts())
     judge = Judge(task, config.evaluation.batch_size, run.folder, reuse=config.resume == "auto")
     say(f"{len(settings)} settings of {len(generators)} generator(s), {task.n} images each")
