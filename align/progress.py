@@ -8,7 +8,9 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress_bar(*, total: int, description: str, unit: str, initial: int = 0, leave: bool = True) -> tqdm[Any]:
+def progress_bar(
+    *, total: int, description: str, unit: str, initial: int = 0, leave: bool = True, disable: bool = False
+) -> tqdm[Any]:
     interval = 0.2 if sys.stderr.isatty() else 20.0
     return tqdm(
         total=total,
@@ -16,6 +18,7 @@ def progress_bar(*, total: int, description: str, unit: str, initial: int = 0, l
         unit=unit,
         initial=initial,
         leave=leave,
+        disable=disable,
         mininterval=interval,
         maxinterval=interval,
     )

@@ -64,8 +64,8 @@ class NpzWriter:
         self._shape: tuple[int, ...] = ()
 
     def begin(self, *, resumed: bool) -> None:
-        """Raises ValueError if the file is there already."""
-        if self.path.exists():
+        """Raises ValueError if the file is there already, unless it is of the evaluation that is gone on with."""
+        if self.path.exists() and not resumed:
             raise ValueError(f"{self.path} is there already; take it away, or set another output_dir=")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._raw.touch()
@@ -78,6 +78,8 @@ class NpzWriter:
                 file.write(image_HW3.tobytes())
 
     def finish(self) -> None:
+        if self.path.exists():  # a process was killed right after it
+            return
         size = self._raw.stat().st_size // len(self.labels)
         side = math.isqrt(size // 3)  # all was drawn by an earlier process, or another one
         shape = self._shape or (side, side, 3)

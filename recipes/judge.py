@@ -140,7 +140,8 @@ class Judge:
             files: identity of the files that images come from; what else changes the numbers is in `identity`.
             remarks: on the images, beside the protocol's own.
         """
-        shards = Shards(self.folder, {**identity, "files": files}, total=len(rows), size=self.batch_size)
+        kept = {"grid": grid, "keep": self.keep is not None, "rewards": [one.name for one in self.rewards.rewards]}
+        shards = Shards(self.folder, {**identity, **kept, "files": files}, total=len(rows), size=self.batch_size)
         done = sum(map(shards.has, range(len(shards))))
         if done:
             say(f"going on with {identity['label']}: {done} of {len(shards)} shards were there")
@@ -155,7 +156,7 @@ class Judge:
             for shard in range(process_index(), len(shards), num_processes()):
                 if not shards.has(shard):
                     shards.write(shard, self._describe(source, rows, shards.indices(shard), wanted))
-                    bar.update(len(shards.indices(shard)))
+                    bar.update(min(len(shards.indices(shard)) * num_processes(), bar.total - bar.n))
                 if alone and marker is not None:  # a judge that fails is known at once
                     spent.take(marker, shards, shard)
         wait_for_all()
@@ -172,6 +173,7 @@ class Judge:
     ) -> dict[str, NDArray[Any]]:
         """All that is kept of a shard."""
         images_BHW3, spent = source(indices)
+        images_BHW3 = self.task.prepare(images_BHW3)
         arrays = {f"marker/{key}": array for key, array in self.task.describe(images_BHW3).items()}
         if self.keep is not None:
             self.keep(images_BHW3, torch.tensor(indices))
@@ -272,9 +274,15 @@ class Spent:
 
 
 def _progress(shards: Shards, done: int, description: str) -> Any:
-    """Images done, how many come a second, and how long the rest will take."""
-    first = min(done * shards.size, shards.total)
-    return progress_bar(total=shards.total, initial=first, description=description, unit="img", leave=False)
+    """Images done, how many come a second, and how long the rest will take; the first process counts for all."""
+    return progress_bar(
+        total=shards.total,
+        initial=min(done * shards.size, shards.total),
+        description=description,
+        unit="img",
+        leave=False,
+        disable=not is_first_process(),
+    )
 
 
 def describe(sampling: SamplingConfig) -> str:

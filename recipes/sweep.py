@@ -36,6 +36,7 @@ from recipes.tasks import make_task
 def main(overrides: list[str]) -> None:
     config = compose("sweep", overrides)
     settings = grid(config)
+    _refuse_the_seed_of_choice(config)
     task = make_task(config.evaluation)
     generators = _generators(config)
     rewarded = {config.label: optimised_in(config.generator.checkpoint)}
@@ -88,6 +89,15 @@ def grid(config: DictConfig) -> list[SamplingConfig]:
             )
         )
     return list(dict.fromkeys(settings))
+
+
+def _refuse_the_seed_of_choice(config: DictConfig) -> None:
+    chosen, first = config.evaluation.select_seed, config.evaluation.seed
+    if config.report_seeds and first <= chosen < first + config.report_seeds:
+        raise ValueError(
+            f"evaluation.select_seed={chosen} is among the {config.report_seeds} report seeds from evaluation.seed={first}; what is chosen on a "
+            "seed looks better there than it is. Set another one"
+        )
 
 
 def _generators(config: DictConfig) -> dict[str, Generator]:

@@ -98,6 +98,10 @@ class ClassTask:
         """What stands under images in a grid; None: nothing."""
         return None
 
+    def prepare(self, images_BHW3: Tensor) -> Tensor:
+        """Images of the size that the protocol scores; raises ValueError where it has no rule for others."""
+        return self.protocol.prepare(images_BHW3)
+
     def describe(self, images_BHW3: Tensor) -> Arrays:
         """What there is to keep of images until all are drawn, each array with a row an image; by any process."""
         return describe_images(self.protocol, images_BHW3)
@@ -177,6 +181,10 @@ class PromptTask:
     def captions(self, indices: Sequence[int]) -> list[str] | None:
         """What stands under images in a grid: their prompts."""
         return [self.protocol.rows[index // self.protocol.images_per_prompt]["prompt"] for index in indices]
+
+    def prepare(self, images_BHW3: Tensor) -> Tensor:
+        """As they are."""
+        return images_BHW3
 
     def describe(self, images_BHW3: Tensor) -> Arrays:
         """As above; the images themselves, since one process judges all."""
