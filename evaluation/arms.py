@@ -20,7 +20,17 @@ from evaluation.results import ResultRow
 COMPARABLE = ("protocol", "n", "reference_n", "reference_hash", "extractor_fingerprint")
 # Rows that agree in these are one arm.
 ARM = (
-    *("label", "guidance_scale", "guidance_schedule", "guided_blocks", "temperature", "top_k", "top_p", "search"),
+    *(
+        "label",
+        "guidance_scale",
+        "guidance_schedule",
+        "guided_blocks",
+        "temperature",
+        "top_k",
+        "top_p",
+        "search",
+        "images",
+    ),
     "split",
 )
 
@@ -61,6 +71,7 @@ class Arm:
     top_k: int
     top_p: float
     search: str
+    images: str
     split: str
     rows: tuple[ResultRow, ...]
 
@@ -72,6 +83,8 @@ class Arm:
     @property
     def guidance(self) -> str:
         """Its guidance in a few characters: `off`, `1.5`, `2 linear`, `2 linear, first 5`."""
+        if self.images and self._untold:
+            return "not told"
         if self.guidance_scale == 1:
             return "off"
         schedule = "" if self.guidance_schedule == "constant" else f" {self.guidance_schedule}"
@@ -82,7 +95,15 @@ class Arm:
     def settings(self) -> str:
         """How it was sampled, in words."""
         guidance = "no guidance" if self.guidance_scale == 1 else f"guidance {self.guidance}"
-        return ", ".join([guidance, f"T={self.temperature:g}", *self.filters, *([self.search] if self.search else [])])
+        told = [guidance, f"T={self.temperature:g}", *self.filters, *([self.search] if self.search else [])]
+        if self.images:
+            told = [f"images of {self.images}", *([] if self._untold else told)]
+        return ", ".join(told)
+
+    @property
+    def _untold(self) -> bool:
+        """At the defaults, which say nothing of images that were drawn elsewhere."""
+        return self.guidance_scale == 1 and not self.reshaped
 
     @property
     def filters(self) -> list[str]:
@@ -95,9 +116,14 @@ class Arm:
         return self.temperature != 1 or bool(self.filters)
 
     @property
+    def drawn_once(self) -> bool:
+        """By a generator here, without a search."""
+        return not (self.search or self.images)
+
+    @property
     def plain(self) -> bool:
         """Sampled once from the model's own distribution: no guidance, temperature 1, no filter, no search."""
-        return (self.guidance_scale, self.temperature, self.top_k, self.top_p, self.search) == (1, 1, 0, 1, "")
+        return self.guidance_scale == 1 and not self.reshaped and self.drawn_once
 
     def metric(self, name: str) -> Spread | None:
         """A metric by seed, found by its prefix (`fid`, `fid_`) or its whole key; None unless every row has it."""

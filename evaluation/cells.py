@@ -16,7 +16,7 @@ from evaluation.metric_names import Metric
 
 @dataclass(frozen=True)
 class Cell:
-    """Arms that are guided or not, and plain or sampled at another temperature or with a filter; searches are in none."""
+    """Arms that are guided or not, and plain or sampled at another temperature or with a filter; searches and images from elsewhere are in none."""
 
     guidance: str
     sampling: str
@@ -24,7 +24,7 @@ class Cell:
     reshaped: bool
 
     def holds(self, arm: Arm) -> bool:
-        return (arm.guidance_scale != 1, arm.reshaped, arm.search) == (self.guided, self.reshaped, "")
+        return arm.drawn_once and (arm.guidance_scale != 1, arm.reshaped) == (self.guided, self.reshaped)
 
     def best(self, arms: Iterable[Arm], metric: Metric) -> tuple[Arm | None, int]:
         """The best arm in the cell, and among how many that have the metric it was chosen."""

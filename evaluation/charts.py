@@ -286,7 +286,7 @@ def _mark(arm: Arm, metric: Metric, roles: Roles, names: dict[str, str]) -> Mark
 
 def _apart(arm: Arm) -> bool:
     """Sampled in another way than by a guidance scale alone: not on its line."""
-    return arm.reshaped or not arm.guides_evenly or bool(arm.search)
+    return arm.reshaped or not arm.guides_evenly or not arm.drawn_once
 
 
 def _price_bands(arms: Sequence[Arm], scales: Sequence[float], x_range: tuple[float, float]) -> list[Band]:

@@ -22,6 +22,7 @@ class Equivalent:
     """By one metric: the aligned generator's value, and the base's guidance scale that gives it.
 
     scale: None where no scale that was tried does; then `nearest` is the one that comes nearest.
+    schedule: of the guidance that scales are of.
     """
 
     label: str
@@ -29,25 +30,24 @@ class Equivalent:
     value: float
     scale: float | None
     nearest: float
+    schedule: str = "constant"
 
     @property
     def words(self) -> str:
         """`1.48`, `off`, or that it was not reached."""
         if self.scale is None:
             return f"none tried (nearest: {self.nearest:g})"
-        return "off" if self.scale == 1 else f"{self.scale:.2f}"
+        schedule = "" if self.schedule == "constant" else f" {self.schedule}"
+        return "off" if self.scale == 1 else f"{self.scale:.2f}{schedule}"
 
 
 def equivalent_scales(arms: Sequence[Arm], base_label: str = "base") -> list[Equivalent]:
     """For every label but the base's and every metric that both have, from arms of one split.
 
-    Only plain arms of the others, and the base's arms that differ by an even guidance scale alone, take part; without two
-    of the latter there is nothing to read.
+    Only plain arms of the others, and the base's arms that differ by the scale of one guidance schedule alone, take part;
+    without two of the latter there is nothing to read. Of several schedules it is the one with the most arms.
     """
-    path = sorted(
-        (arm for arm in arms if arm.label == base_label and arm.guides_evenly and not arm.reshaped and not arm.search),
-        key=lambda arm: arm.guidance_scale,
-    )
+    path = _path([arm for arm in arms if arm.label == base_label])
     found = []
     for arm in arms:
         if arm.label == base_label or not arm.plain:
@@ -59,9 +59,20 @@ def equivalent_scales(arms: Sequence[Arm], base_label: str = "base") -> list[Equ
             if len(curve) < 2 or not math.isfinite(value):
                 continue
             nearest = min(curve, key=lambda point: abs(point[1] - value))[0]
+            schedule = path[-1].guidance_schedule
             told = metric.under([arm.rows[0].protocol])
-            found.append(Equivalent(arm.label, told, value, crossing(curve, value), nearest))
+            found.append(Equivalent(arm.label, told, value, crossing(curve, value), nearest, schedule))
     return found
+
+
+def _path(arms: Sequence[Arm]) -> list[Arm]:
+    usable = [arm for arm in arms if arm.guided_blocks is None and not arm.reshaped and arm.drawn_once]
+    paths: list[list[Arm]] = [
+        [arm for arm in usable if arm.guidance_scale == 1 or arm.guidance_schedule == schedule]
+        for schedule in dict.fromkeys(arm.guidance_schedule for arm in usable)
+    ]
+    longest: list[Arm] = max(paths, key=len, default=[])
+    return sorted(longest, key=lambda arm: arm.guidance_scale)
 
 
 def crossing(curve: Sequence[tuple[float, float]], value: float) -> float | None:

@@ -180,4 +180,9 @@ class Evaluator:
         if name not in self._shapes:
             return None
         dtype, shape = self._shapes[name]
+        size = self.n * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if (self._folder / name).stat().st_size != size:
+            raise ValueError(
+                f"{self._folder / name} is written by another process, too; run an evaluation once at a time"
+            )
         return np.memmap(self._folder / name, dtype, "r", shape=(self.n, *shape))

@@ -2,11 +2,13 @@
 
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_atomically(path: str | Path, data: bytes) -> None:
-    """Write `data` to `path`; an interruption at any point leaves a previous file at `path` untouched.
+def write_atomically(path: str | Path, data: bytes | Callable[[BinaryIO], object]) -> None:
+    """Write `data`, or what it writes when it is called with the file, to `path`; an interruption at any point leaves a previous file at `path` untouched.
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
@@ -16,7 +18,10 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            if callable(data):
+                data(file)
+            else:
+                file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

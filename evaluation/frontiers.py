@@ -94,7 +94,7 @@ def _mark(arm: Arm, name: str, colour: str, x: float, y: float) -> Mark:
 
 
 def _on_path(arm: Arm) -> bool:
-    return arm.guides_evenly and not arm.reshaped and not arm.search
+    return arm.guides_evenly and not arm.reshaped and arm.drawn_once
 
 
 def _of(metric: Metric) -> Callable[[Arm], float | None]:

@@ -70,7 +70,7 @@ def assign_roles(arms: Sequence[Arm], metric: Metric) -> Roles:
     """Find the arms that matter among arms of one split."""
     measured = [arm for arm in arms if arm.metric(metric.name)]
     base = [arm for arm in measured if arm.label == "base"]
-    once = [arm for arm in base if not arm.search]
+    once = [arm for arm in base if arm.drawn_once]
     plain = {arm.label: arm for arm in measured if arm.plain}
     return Roles(
         base=plain.get("base"),

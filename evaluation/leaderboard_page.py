@@ -105,7 +105,7 @@ def _question(group: Group, metric: Metric) -> list[dict[str, Any]]:
     """For every model four cells, each with its best arm by the leading metric; searches at test time are none of it."""
     models: dict[tuple[str, str], list[Entry]] = {}
     for entry in group.entries:
-        if not entry.arm.search:
+        if entry.arm.drawn_once:
             models.setdefault((entry.run, entry.arm.label), []).append(entry)
     chosen = [[cell.best([entry.arm for entry in own], metric) for cell in CELLS.values()] for own in models.values()]
     figures = [[figure(arm, metric) if arm else None for arm, _ in cells] for cells in chosen]

@@ -244,6 +244,9 @@ def missing(name: str, seen: Comparison) -> str | None:
 def remarks(names: tuple[str, ...], seen: Comparison) -> Iterator[str]:
     """What a reader should know of the counts behind the numbers."""
     real = seen.reference
+    size = seen.splits.size
+    if "is" in names and size is not None and seen.n % size:
+        yield f"is: {seen.n} images in splits of {size}; the last one has only {seen.n % size}, and counts as much as the others"
     for name in names:
         if not MEASURES[name].rank:
             continue

@@ -5,6 +5,8 @@ Metrics of different protocols or image counts do not compare, so every key carr
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +81,10 @@ class Protocol:
                 f"protocol name {self.name!r} must be lower-case letters, digits and '-', as in 'mnist-cnn'"
             )
         names = [part.extractor.name for part in self.representations]
+        if strange := [name for name in names if not re.fullmatch(r"[A-Za-z0-9.-]+", name) or name in ("inf", "mean")]:
+            raise ValueError(
+                f"an extractor is called {strange[0]!r}; its name stands in keys and is letters, digits, '.' and '-', not inf or mean"
+            )
         if not names or len(set(names)) < len(names):
             raise ValueError(f"a protocol needs extractors of different names, at least one; got {names}")
         if self.resize is not None and (self.resize not in RULES or self.image_size is None):
@@ -106,8 +112,18 @@ class Protocol:
 
     @property
     def fingerprint(self) -> str:
-        """Of all extractors, joined by "+"."""
-        return "+".join(part.extractor.fingerprint for part in self.representations)
+        """Of all extractors, joined by "+", and of the rules for images and metrics where there are any."""
+        parts = [part.extractor.fingerprint for part in self.representations]
+        rules = [
+            self.image_size,
+            self.resize,
+            self.splits.size,
+            self.splits.shuffle_seed,
+            sorted(self.baselines.items()),
+        ]
+        if any(rules):
+            parts.append(f"rules-{hashlib.sha256(json.dumps(rules).encode()).hexdigest()[:8]}")
+        return "+".join(parts)
 
     @property
     def reference_hash(self) -> str:
@@ -145,7 +161,8 @@ class Protocol:
             own = {part.extractor.fingerprint, getattr(part.extractor, "weights_fingerprint", None)}
             if own & set(optimised):
                 found += [self.key(metric, part) for metric in part.metrics]
-        return found
+        mean = ["fid-mean"] if self.baselines and any(name.startswith("fid") for name in found) else []
+        return found + mean
 
     def facts(self) -> dict[str, Any]:
         """What a run's record says of it."""
@@ -154,6 +171,7 @@ class Protocol:
             "fingerprint": self.fingerprint,
             "image_size": self.image_size,
             "resize": self.resize,
+            "inception_score_splits": [self.splits.size, self.splits.shuffle_seed],
             "representations": [
                 {
                     "extractor": part.extractor.name,

@@ -10,7 +10,6 @@ Shapes: M kept images, D feature dim, S spatial feature dim, B batch.
 from __future__ import annotations
 
 import hashlib
-import io
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -81,9 +80,7 @@ class Reference:
             arrays["n"] = np.asarray(self.n, np.int64)
         if self.extractor_fingerprint is not None:
             arrays["fingerprint"] = np.asarray(self.extractor_fingerprint)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
     @classmethod
     def load(cls, path: str | Path) -> Reference:
@@ -114,6 +111,9 @@ class Reference:
         return reference
 
     def _check(self, path: str | Path) -> None:
+        moments = (self.mu, self.sigma, self.mu_s, self.sigma_s)
+        if not all(np.isfinite(array).all() for array in moments if array is not None):
+            raise ValueError(f"{path} holds NaN or infinity; make it again from images that the extractor can read")
         dim = self.mu.size
         spatial = 0 if self.mu_s is None else self.mu_s.size
         kept = 0 if self.features is None else len(self.features)

@@ -29,6 +29,7 @@ class ResultRow:
     reference_hash: of the real images' statistics that it was measured against.
     remarks: what a reader of the numbers should know, such as that there were too few images for one of them.
     contaminated: names of metrics whose own features the generator was rewarded by.
+    images: where images came from that no generator here drew, whose settings are what somebody said of them.
     samples, verdicts: a grid of images, and the verdicts on all images as JSON lines; relative to the run folder.
     """
 
@@ -46,6 +47,7 @@ class ResultRow:
     top_k: int = 0
     top_p: float = 1.0
     search: str = ""
+    images: str = ""
     split: str = "report"
     reference_n: int | None = None
     reference_hash: str | None = None

@@ -30,9 +30,9 @@ from recipes.bench_tables import COLUMNS, DETAILS, make_table
 from recipes.choices import options
 from recipes.config import compose, with_sections
 from recipes.exports import find_export
-from recipes.judge import Judge, base_settings, unguided_settings
+from recipes.judge import Judge, base_settings, refuse_the_seed_of_choice, unguided_settings
 from recipes.parts import make_generator, num_classes
-from recipes.reward_settings import make_rewards
+from recipes.reward_settings import make_rewards, optimised, reward_facts
 from recipes.run import Run, refuse_many_processes, say
 from recipes.supplies import check_recipe
 from recipes.tasks import make_task
@@ -120,6 +120,12 @@ def _erased(stages: Stages) -> int | None:
     return last.data.negative_label if last.objective._target_.endswith(".erasure") else None
 
 
+def _rewarded(stages: Stages) -> frozenset[str]:
+    """Fingerprints of what an arm's stages are rewarded by."""
+    sections = [config.reward for config in stages.values()]
+    return frozenset().union(*(optimised(reward_facts(make_rewards(section))) for section in sections))
+
+
 def _run_all(
     benches: dict[str, _Bench], plan: dict[str, dict[str, Stages]], rewards: DictConfig, processes: int
 ) -> dict[str, Any]:
@@ -145,6 +151,7 @@ class _Bench:
         first = next(iter(next(iter(experiments.values())).values()))
         evaluation = first.evaluation
         base = make_generator(first.generator)
+        refuse_the_seed_of_choice(evaluation, len(self.seeds))
         task = make_task(evaluation)
         task.check(base)
         judge = Judge(task, evaluation.batch_size, self.folder, make_rewards(rewards), reuse=True)
@@ -157,10 +164,11 @@ class _Bench:
                 judge.score(base, "base", replace(setting, seed=sampling.seed), split="report", grid=order == 0)
             for name, stages in gains.items():
                 trained = self._train(stages, seed)
+                own = replace(judge, optimised=_rewarded(stages))
                 if name not in tuned:  # with the first seed's generator, for all seeds
-                    tuned[name] = unguided_settings(judge, trained, name, evaluation)
+                    tuned[name] = unguided_settings(own, trained, name, evaluation)
                 for setting in tuned[name]:
-                    judge.score(trained, name, replace(setting, seed=sampling.seed), split="report", grid=order == 0)
+                    own.score(trained, name, replace(setting, seed=sampling.seed), split="report", grid=order == 0)
         result: dict[str, Any] = {"seeds": self.seeds, "arms": [self._arm(arm) for arm in _arms(self.folder)]}
         for name, stages in experiments.items():
             if (erased := _erased(stages)) is not None:

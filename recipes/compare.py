@@ -20,7 +20,7 @@ from evaluation.results import read_results
 from recipes.config import compose
 from recipes.run import say
 
-SETTINGS = tuple(name for name in ARM if name not in ("label", "split"))
+SETTINGS = tuple(name for name in ARM if name not in ("label", "images", "split"))
 
 
 def main(arguments: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Make the statistics of real images that a protocol measures against, by one extractor.
 
 For example: align data stats imagenet/val extractor.path=weights-inception-2015-12-05-6726825d.pth output=val.npz
+By an extractor of your own: align data stats mine extractor.name=features.py:make output=mine.npz
 ADM's reference file already has Inception's statistics, of all training images. They are taken over as they are, and the
 features that precision and recall need are made from its 10,000 images:
 align data stats VIRTUAL_imagenet256_labeled.npz extractor.path=... output=adm256.npz
@@ -36,8 +37,11 @@ def main(arguments: list[str]) -> None:
     if output.exists():
         raise ValueError(f"{output} is there already; take it away, or choose another output=")
     files = open_images(source)
+    if config.keep_images and not config.keep:
+        raise ValueError("keep_images=true keeps the images whose features are kept, and keep=0 keeps none; set keep")
     section: Any = OmegaConf.to_container(config.extractor)
-    extractor = make_extractor(section)
+    own = ":" in section["name"] and section["path"] is None
+    extractor = make_extractor(section["name"] if own else section)
     for remark in files.remarks:
         say(f"note: {remark}")
     reference = make_reference(

@@ -34,8 +34,8 @@ from recipes.judge import Draw, Judge, Keep
 from recipes.parts import make_generator, make_sampling
 from recipes.protocols import is_prompt_section
 from recipes.reward_settings import optimised_in
-from recipes.run import Run, is_first_process, say
-from recipes.search_settings import make_draw, same_judges
+from recipes.run import Run, is_first_process, refuse_many_processes, say
+from recipes.search_settings import make_draw, same_judges, selecting
 from recipes.tasks import PromptTask, Task, make_task
 
 IMAGES = "images"
@@ -59,12 +59,15 @@ def main(overrides: list[str]) -> None:
         draw, search = make_draw(config.search, generator, task.rows(generator))
         _warn_of_judges(config.search, task)
     elif isinstance(task, PromptTask):
+        refuse_many_processes("align eval images= of prompts")
         check_folder(Path(config.images), task)
     keep = _keep(config, task, generator)
     run = Run(config, kind="eval", overrides=overrides, name=config.label, append=True)  # replaces an earlier record
     run.update(evaluation=task.facts())
     judge = Judge(task, config.evaluation.batch_size, run.folder, draw=draw, search=search, keep=keep)
-    judge = replace(judge, optimised=optimised_in(config.generator.checkpoint if generator is not None else None))
+    judge = replace(judge, images=config.images or "")
+    if generator is not None:
+        judge = replace(judge, optimised=optimised_in(config.generator) | selecting(config.search))
     with run.watching():
         if generator is not None:
             row = judge.score(generator, config.label, sampling, split="report", grid=True)

@@ -6,7 +6,7 @@ Those of prompts are in folders as GenEval's own tools have them, those of class
 from __future__ import annotations
 
 import json
-import math
+import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -33,7 +33,7 @@ class FolderWriter:
         self.folder, self.protocol = folder, task.protocol
         self._resumed = False
 
-    def begin(self, *, resumed: bool) -> None:
+    def begin(self, own: Path, *, resumed: bool) -> None:
         """Raises ValueError if there is anything in the folder already, unless it is what is gone on with."""
         if not resumed and self.folder.exists() and any(self.folder.iterdir()):
             raise ValueError(
@@ -60,37 +60,41 @@ class NpzWriter:
 
     def __init__(self, path: Path, labels: Sequence[int]) -> None:
         self.path, self.labels = path, np.asarray(labels, np.int64)
-        self._raw = path.with_suffix(".raw")
-        self._shape: tuple[int, ...] = ()
+        self._own = path.parent  # until `begin` tells
 
-    def begin(self, *, resumed: bool) -> None:
-        """Raises ValueError if the file is there already, unless it is of the evaluation that is gone on with."""
-        if self.path.exists() and not resumed:
+    def begin(self, own: Path, *, resumed: bool) -> None:
+        """Raises ValueError if the file is there already, unless this evaluation wrote it."""
+        self._own = own
+        if self.path.exists() and not self._written.exists():
             raise ValueError(f"{self.path} is there already; take it away, or set another output_dir=")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._raw.touch()
+
+    @property
+    def _written(self) -> Path:
+        return self._own / "images.written"
 
     def __call__(self, images_BHW3: Tensor, index_B: Tensor) -> None:
-        self._shape = tuple(images_BHW3.shape[1:])
-        with self._raw.open("r+b") as file:
-            for image_HW3, index in zip(images_BHW3.numpy(), index_B.tolist(), strict=True):
+        pixels = images_BHW3.numpy()
+        height, width = pixels.shape[1:3]
+        raw = self._own / f"images-{height}-{width}.raw"
+        handle = os.open(raw, os.O_RDWR | os.O_CREAT, 0o644)  # whichever process comes first
+        with os.fdopen(handle, "r+b") as file:
+            for image_HW3, index in zip(pixels, index_B.tolist(), strict=True):
                 file.seek(index * image_HW3.size)
                 file.write(image_HW3.tobytes())
 
     def finish(self) -> None:
-        if self.path.exists():  # a process was killed right after it
+        if self._written.exists():  # a process was killed right after it
             return
-        size = self._raw.stat().st_size // len(self.labels)
-        side = math.isqrt(size // 3)  # all was drawn by an earlier process, or another one
-        shape = self._shape or (side, side, 3)
-        pixels = np.memmap(self._raw, np.uint8, "r", shape=(len(self.labels), *shape))
+        (raw,) = self._own.glob("images-*.raw")
+        height, width = map(int, raw.stem.split("-")[1:])
+        pixels = np.memmap(raw, np.uint8, "r", shape=(len(self.labels), height, width, 3))
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
                 np.savez(file, arr_0=pixels, arr_1=self.labels)
 
         write_atomically(self.path, write)
-        self._raw.unlink()
+        self._written.touch()
 
 
 def score_files(judge: Judge, files: ImageFiles, label: str, sampling: SamplingConfig) -> ResultRow:

@@ -23,7 +23,7 @@ from align.images import save_grid
 from align.progress import progress_bar
 from align.sampling import generate
 from align.types import Rollout, SamplingConfig
-from evaluation.metric_names import leading_metric
+from evaluation.metric_names import Metric, leading_metric
 from evaluation.results import ResultRow, append_result, read_results
 from recipes.run import is_first_process, num_processes, process_index, say, wait_for_all
 from recipes.shards import Shards
@@ -51,8 +51,11 @@ class Draw(Protocol):
 class Keep(Protocol):
     """Takes every image that is drawn, with its sample index, to wherever it is kept."""
 
-    def begin(self, *, resumed: bool) -> None:
-        """Before the first image. Raises ValueError if there are images that these would be mixed with."""
+    def begin(self, own: Path, *, resumed: bool) -> None:
+        """Before the first image. Raises ValueError if there are images that these would be mixed with.
+
+        own: a folder that this evaluation alone has, until its row is written.
+        """
 
     def __call__(self, images_BHW3: Tensor, index_B: Tensor) -> None: ...
 
@@ -79,8 +82,10 @@ class Judge:
     rewards: scored on the same images; their weighted sum is the row's metric `reward`.
     reuse: a row that `folder` holds already, of the same weights, setting, split and count, is not measured again.
     draw, search: how images are drawn, and in words what that spends beyond drawing each once; an arm of its own.
+    images: where images come from that are not drawn here; an arm of its own, too.
     keep: takes the images themselves.
     optimised: fingerprints of what the generators that are scored were rewarded by; metrics of the same are contaminated.
+    not_led_by: fingerprints of what any generator beside them was; settings are chosen by other metrics, if there are any.
     """
 
     task: Task
@@ -90,8 +95,14 @@ class Judge:
     reuse: bool = False
     draw: Draw = generate
     search: str = ""
+    images: str = ""
     keep: Keep | None = None
     optimised: frozenset[str] = frozenset()
+    not_led_by: frozenset[str] = frozenset()
+
+    def leading(self, row: ResultRow) -> tuple[Metric, float]:
+        """The metric that settings are chosen by, the same for all that are compared, and its value."""
+        return leading_metric(row.metrics, self.task.contaminated(self.optimised | self.not_led_by))
 
     def score(
         self, generator: Generator, label: str, sampling: SamplingConfig, *, split: str, grid: bool = False
@@ -141,13 +152,15 @@ class Judge:
             remarks: on the images, beside the protocol's own.
         """
         kept = {"grid": grid, "keep": self.keep is not None, "rewards": [one.name for one in self.rewards.rewards]}
-        shards = Shards(self.folder, {**identity, **kept, "files": files}, total=len(rows), size=self.batch_size)
-        done = sum(map(shards.has, range(len(shards))))
-        if done:
+        asked = {"rows": list(rows), "task": self.task.facts(), "files": files}
+        shards = Shards(self.folder, {**identity, **kept, **asked}, total=len(rows), size=self.batch_size)
+        done, resumed = sum(map(shards.has, range(len(shards)))), shards.folder.exists()
+        if resumed:
             say(f"going on with {identity['label']}: {done} of {len(shards)} shards were there")
+        wait_for_all()  # all have looked before one writes
+        shards.folder.mkdir(parents=True, exist_ok=True)
         if self.keep is not None:
-            self.keep.begin(resumed=done > 0)
-        wait_for_all()  # all have counted before one writes
+            self.keep.begin(shards.folder, resumed=resumed)
         wanted = set(self.task.shown() if grid else ())
         marker = self.task.marker(rows, shards.folder / "columns") if is_first_process() else None
         spent = Spent()
@@ -249,6 +262,7 @@ class Judge:
             "top_k": sampling.top_k,
             "top_p": sampling.top_p,
             "search": self.search,
+            "images": self.images,
             "reference_hash": self.task.reference_hash,
             "extractor_fingerprint": self.task.fingerprint,
         }
@@ -299,6 +313,16 @@ def fid(row: ResultRow) -> float:
     return next(value for key, value in row.metrics.items() if key.startswith("fid_"))
 
 
+def refuse_the_seed_of_choice(evaluation: DictConfig, report_seeds: int) -> None:
+    """Raises ValueError where what is chosen on a seed would be reported on it, too, where it looks better than it is."""
+    chosen, first = evaluation.select_seed, evaluation.seed
+    if first <= chosen < first + report_seeds:
+        raise ValueError(
+            f"evaluation.select_seed={chosen} is among the report seeds, {report_seeds} from evaluation.seed={first}; what is chosen on a seed "
+            "looks better there than it is. Set another one"
+        )
+
+
 def base_settings(judge: Judge, generator: Generator, evaluation: DictConfig) -> list[SamplingConfig]:
     """How the base is shown: the four cells of {no guidance, its best} x {plain, its best temperature or filter}.
 
@@ -331,7 +355,7 @@ def tuned_settings(
     def best(tried: Sequence[SamplingConfig]) -> SamplingConfig | None:
         ranks = {}
         for setting in tried:
-            metric, value = leading_metric(judge.score(generator, label, setting, split="select").metrics)
+            metric, value = judge.leading(judge.score(generator, label, setting, split="select"))
             ranks[setting] = metric.rank(value)
         return min(ranks, key=lambda setting: ranks[setting], default=None)
 

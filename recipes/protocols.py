@@ -103,14 +103,27 @@ def _features(section: Section, folder: Path, images_per_prompt: int | None, max
             raise ValueError(
                 f"this protocol of features has no {needed}; set evaluation.protocol.{needed}=... (statistics of real images: `align data stats`)"
             )
-    parts = [_representation(part, folder) for part in (section, *(section.get("more") or ()))]
+    more = section.get("more") or ()
+    for part in more:
+        _refuse_unknown({"kind": "features", **part}, ("extractor", "reference", "metrics"))
+    parts = [_representation(part, folder) for part in (section, *more)]
     keywords = {key: section[key] for key in ("num_images", "image_size", "resize") if section.get(key) is not None}
     splits = ScoreSplits(section.get("split_size"), section.get("shuffle_seed"))
     return Protocol(section["name"], tuple(parts), **keywords, splits=splits, baselines=section.get("baselines") or {})
 
 
 def _representation(part: Section, folder: Path) -> Representation:
-    extractor = make_extractor(part["extractor"], folder)
+    for needed in ("extractor", "reference"):
+        if not part.get(needed):
+            raise ValueError(
+                f"a part of `more` has no {needed}; each is {{extractor: ..., reference: ..., metrics: [...]}}"
+            )
+    if isinstance(part.get("metrics"), str):
+        raise ValueError(f"metrics is {part['metrics']!r}; it must be a list, as [{part['metrics']}]")
+    try:
+        extractor = make_extractor(part["extractor"], folder)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
     reference = Reference.load(folder / part["reference"])
     if reference.features is not None and len(reference.features) == reference.n:
         self_check(reference)

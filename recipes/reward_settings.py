@@ -84,12 +84,16 @@ def optimised(rewards: list[dict[str, Any]]) -> frozenset[str]:
     return frozenset(one["fingerprint"] for one in rewards if one.get("fingerprint") and not one["held_out"])
 
 
-def optimised_in(checkpoint: str | Path | None) -> frozenset[str]:
-    """The same of the run whose folder a checkpoint is; nothing is known of other files."""
-    record = Path(checkpoint) / "run.json" if checkpoint else None
-    if record is None or not record.exists():
-        return frozenset()
-    return optimised(json.loads(record.read_text()).get("rewards") or [])
+def optimised_in(generator: DictConfig) -> frozenset[str]:
+    """The same of the runs that a `generator:` section's checkpoint or adapter comes from, and of those before them; nothing
+    is known of files from elsewhere."""
+    found: frozenset[str] = frozenset()
+    for path in (generator.checkpoint, generator.get("adapter")):
+        for folder in (Path(path), Path(path).parent) if path else ():
+            if (folder / "run.json").exists():
+                found |= set(json.loads((folder / "run.json").read_text()).get("optimised") or [])
+                break
+    return found
 
 
 def close_rewards() -> None:

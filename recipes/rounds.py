@@ -24,6 +24,7 @@ from recipes.config import with_sections
 from recipes.exports import copy_export, export
 from recipes.judge import Judge
 from recipes.parts import make_generator
+from recipes.reward_settings import make_rewards, optimised, optimised_in, reward_facts
 from recipes.run import say
 from recipes.tasks import make_task
 
@@ -71,14 +72,16 @@ def parse_search(config: DictConfig) -> dict[str, list[Any]]:
 def play(config: DictConfig, folder: Path, train_one: TrainOne, *, resume: bool) -> Generator:
     """All rounds; the best generator, exported to the folder."""
     task = make_task(config.evaluation, num_images=config.rounds.num_images)
-    judge = Judge(task, config.evaluation.batch_size, folder)
+    rewarded = optimised_in(config.generator) | optimised(reward_facts(make_rewards(config.reward)))
+    judge = Judge(task, config.evaluation.batch_size, folder, not_led_by=rewarded)
     records = _read(folder / ROUNDS_FILE) if resume else []
     best = config.generator.checkpoint
     start = next((record for record in records if record["round"] == 0), None)
     if start is None:
         start = _judge(judge, make_generator(config.generator), config, {"round": 0})
         _append(folder / ROUNDS_FILE, start)
-    metric, score = leading_metric(start["metrics"])
+    contaminated = task.contaminated(rewarded)
+    metric, score = leading_metric(start["metrics"], contaminated)
     chosen: Path | None = None
     for number in range(1, config.rounds.number + 1):
         round_best: tuple[float, Path] | None = None
@@ -90,7 +93,7 @@ def play(config: DictConfig, folder: Path, train_one: TrainOne, *, resume: bool)
                 facts = {"round": number, "candidate": index, "setting": setting}
                 record = _judge(judge, trained, config, facts)
                 _append(folder / ROUNDS_FILE, record)
-            found = leading_metric(record["metrics"])[1]
+            found = leading_metric(record["metrics"], contaminated)[1]
             digits = metric.digits
             say(
                 f"round {number}: {setting or 'as set'}: {metric.title} {found:.{digits}f} (best so far {score:.{digits}f})"
@@ -139,7 +142,7 @@ def _candidate(
 def _judge(judge: Judge, generator: Generator, config: DictConfig, facts: dict[str, Any]) -> dict[str, Any]:
     label = "base" if facts["round"] == 0 else f"round{facts['round']}-{facts['candidate']}"
     row = judge.score(generator, label, SamplingConfig(seed=config.evaluation.select_seed), split="select")
-    metric, value = leading_metric(row.metrics)
+    metric, value = judge.leading(row)
     return {**facts, metric.name: value, "n": row.n, "metrics": row.metrics}
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from align.files import write_text
 
+LONGEST_WAIT = timedelta(days=2)
 PACKAGES = ("ar-align", "torch", "transformers", "accelerate", "numpy")
 
 
@@ -154,7 +155,8 @@ def wait_for_all() -> None:
     if num_processes() > 1:
         from accelerate import PartialState
 
-        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+        # one process may compute metrics for longer than a collective's usual ten minutes
+        PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT).wait_for_everyone()
 
 
 def refuse_many_processes(command: str) -> None:

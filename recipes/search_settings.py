@@ -21,7 +21,7 @@ from evaluation.prompted import PromptProtocol
 from evaluation.protocol import Protocol
 from recipes.judge import Draw
 from recipes.parts import tokenizer_hash
-from recipes.reward_settings import make_rewards, reward_fingerprint
+from recipes.reward_settings import make_rewards, optimised, reward_facts, reward_fingerprint
 from rewards.base import Reward
 from rewards.builtin.geneval import GenEvalReward
 from rewards.combine import RewardSet
@@ -54,19 +54,19 @@ def make_draw(config: DictConfig, generator: Generator, rows: Sequence[Row] = ()
             "a search looks at images, and this generator has no tokenizer to make them with; set generator.tokenizer_checkpoint, or search=none"
         )
     known = _by_condition(rows)
-    score = Selector(make_rewards(config.reward), config.reward.timeout, known)
+    score, drawn = Selector(make_rewards(config.reward), config.reward.timeout, known), 0
 
     def draw(
         generator: Generator, raw_conditions: Sequence[Any], config: SamplingConfig, *, batch_size: int, first: int = 0
     ) -> Iterator[Rollout]:
+        nonlocal drawn
         if first == 0:
-            score.asked = score.answered = 0
+            score.asked = score.answered = drawn = 0
         yield from guided_search(
             generator, raw_conditions, config, plan=plan, score=score, batch_size=batch_size, first=first
         )
-        if first + len(raw_conditions) >= len(
-            rows
-        ):  # the last part of all, as those that are drawn in parts come in order
+        drawn += len(raw_conditions)
+        if drawn >= len(rows):  # this process has seen them all
             score.refuse_if_idle()
 
     return draw, f"{_words(plan)} by {score.words}"
@@ -91,8 +91,16 @@ def same_judges(config: DictConfig, protocol: Protocol | PromptProtocol, *, held
     """
     if config.mode == "none":
         return []
+    if isinstance(protocol, Protocol):
+        every = make_rewards(config.reward).rewards
+        return [one.name for one in every if protocol.contaminated({reward_fingerprint(one.function) or ""})]
     reported = _held_out(protocol) if held_out else _reported(protocol)
     return [reward.name for reward in make_rewards(config.reward).rewards if _judge(reward) in reported]
+
+
+def selecting(config: DictConfig) -> frozenset[str]:
+    """Fingerprints of the rewards that a search selects by: metrics of the same features see what was selected."""
+    return frozenset() if config.mode == "none" else optimised(reward_facts(make_rewards(config.reward)))
 
 
 @dataclass
@@ -188,10 +196,8 @@ def _judge(reward: Reward) -> Any:
     return reward_fingerprint(function) or function
 
 
-def _reported(protocol: Protocol | PromptProtocol) -> list[Any]:
+def _reported(protocol: PromptProtocol) -> list[Any]:
     """What a protocol's figures come of, in the same terms; a held-out judge is not among them."""
-    if isinstance(protocol, Protocol):
-        return [protocol.extractor.fingerprint]
     if isinstance(protocol, GenEvalProtocol):
         return [protocol.detector.name]
     rewards = getattr(protocol, "rewards", RewardSet(()))

@@ -23,9 +23,9 @@ from recipes.choices import CONF, options
 from recipes.config import compose, with_sections
 from recipes.exports import find_export
 from recipes.facts import generator_facts
-from recipes.judge import Judge, aligned_settings, base_settings
+from recipes.judge import Judge, aligned_settings, base_settings, refuse_the_seed_of_choice
 from recipes.parts import make_generator
-from recipes.reward_settings import make_rewards, optimised, reward_facts
+from recipes.reward_settings import make_rewards, optimised, optimised_in, reward_facts
 from recipes.run import Run, refuse_many_processes, say
 from recipes.supplies import check_recipe
 from recipes.tasks import make_task
@@ -37,6 +37,7 @@ def main(overrides: list[str]) -> None:
     config = compose("study", overrides)
     resume = config.resume == "auto"
     evaluation = config.evaluation
+    refuse_the_seed_of_choice(evaluation, len(config.seeds))
     task = make_task(evaluation)
     objective = config.objective._target_.rsplit(".", 1)[-1]
     arms = {objective: config.objective} | _control(config.control)
@@ -49,7 +50,10 @@ def main(overrides: list[str]) -> None:
     (run.folder / "results.jsonl").unlink(missing_ok=True)
     judge = Judge(task, evaluation.batch_size, run.folder)
     rewards = reward_facts(make_rewards(config.reward))
-    rewarded = replace(judge, optimised=optimised(rewards))
+    before = optimised_in(config.generator)
+    after = before | optimised(rewards)
+    judge = replace(judge, optimised=before, not_led_by=after)
+    rewarded = replace(judge, optimised=after)
     hashes = {"base": sha256_of_tensors(base.state_dict())}
 
     guided = trained_at(config)
@@ -61,7 +65,9 @@ def main(overrides: list[str]) -> None:
             judge.score(base, "base", sampling, split="report", grid=order == 0)
         for arm, objective_config in arms.items():
             name = f"{arm}-seed{seed}"
-            trained = _train(config, objective_config, seed, run.folder / name, run.record["command"], resume=resume)
+            trained = _train(
+                config, objective_config, seed, run.folder / name, run.record["command"], rewards, resume=resume
+            )
             hashes[name] = sha256_of_tensors(trained.state_dict())
             label = "aligned" if arm == objective else arm
             own = rewarded if label == "aligned" else judge
@@ -94,11 +100,19 @@ def _arm(config: DictConfig, objective: DictConfig, **sections: Any) -> DictConf
 
 
 def _train(
-    config: DictConfig, objective: DictConfig, seed: int, folder: Path, command: str, *, resume: bool
+    config: DictConfig,
+    objective: DictConfig,
+    seed: int,
+    folder: Path,
+    command: str,
+    rewards: list[dict[str, Any]],
+    *,
+    resume: bool,
 ) -> Generator:
     settings = _arm(config, objective, seed=seed, output_dir=str(folder))
     if resume and find_export(folder) is not None:
         return make_generator(with_sections(config.generator, checkpoint=str(folder)))
+    own = rewards if objective is config.objective else []  # a control reads none
     sub_run = Run(settings, kind="train", overrides=[], name=folder.name)
     sub_run.update(command=command)
     generator, found = align_generator(settings, folder, resume=resume, description=folder.name)
@@ -107,6 +121,7 @@ def _train(
         preflight=found,
         hashes={"aligned": sha256_of_tensors(generator.state_dict())},
         generator_facts=generator_facts(generator, config.generator),
-        rewards=reward_facts(make_rewards(settings.reward)),
+        rewards=own,
+        optimised=sorted(optimised_in(config.generator) | optimised(own)),
     )
     return generator

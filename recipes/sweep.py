@@ -22,11 +22,10 @@ from align.types import SamplingConfig
 from evaluation.arms import Arm, summarize, text_table
 from evaluation.cells import best_of_cells
 from evaluation.equivalence import equivalent_scales
-from evaluation.metric_names import leading_metric
 from evaluation.report import write_report
 from evaluation.results import read_results
 from recipes.config import compose, with_sections
-from recipes.judge import Judge
+from recipes.judge import Judge, refuse_the_seed_of_choice
 from recipes.parts import make_generator
 from recipes.reward_settings import optimised_in
 from recipes.run import Run, is_first_process, say
@@ -36,16 +35,23 @@ from recipes.tasks import make_task
 def main(overrides: list[str]) -> None:
     config = compose("sweep", overrides)
     settings = grid(config)
-    _refuse_the_seed_of_choice(config)
+    refuse_the_seed_of_choice(config.evaluation, config.report_seeds)
     task = make_task(config.evaluation)
     generators = _generators(config)
-    rewarded = {config.label: optimised_in(config.generator.checkpoint)}
-    rewarded |= {label: optimised_in(checkpoint) for label, checkpoint in (config.checkpoints or {}).items()}
+    rewarded = {config.label: optimised_in(config.generator)}
+    for label, checkpoint in (config.checkpoints or {}).items():
+        rewarded[label] = optimised_in(with_sections(config.generator, checkpoint=checkpoint))
     for generator in generators.values():
         task.check(generator)
     run = Run(config, kind="sweep", overrides=overrides, name=f"sweep of {', '.join(generators)}")
     run.update(evaluation=task.facts())
-    judge = Judge(task, config.evaluation.batch_size, run.folder, reuse=config.resume == "auto")
+    judge = Judge(
+        task,
+        config.evaluation.batch_size,
+        run.folder,
+        reuse=config.resume == "auto",
+        not_led_by=frozenset().union(*rewarded.values()),
+    )
     say(f"{len(settings)} settings of {len(generators)} generator(s), {task.n} images each")
     hashes = {}
     with run.watching():
@@ -53,7 +59,7 @@ def main(overrides: list[str]) -> None:
             own = replace(judge, optimised=rewarded[label])
             rows = [own.score(generator, label, setting, split="select") for setting in settings]
             hashes[label] = rows[0].checkpoint
-            metric, _ = leading_metric(rows[0].metrics)
+            metric, _ = own.leading(rows[0])
             for arm in best_of_cells(summarize(rows), metric):
                 for order in range(config.report_seeds):
                     sampling = replace(_sampling(arm), seed=config.evaluation.seed + order)
@@ -89,15 +95,6 @@ def grid(config: DictConfig) -> list[SamplingConfig]:
             )
         )
     return list(dict.fromkeys(settings))
-
-
-def _refuse_the_seed_of_choice(config: DictConfig) -> None:
-    chosen, first = config.evaluation.select_seed, config.evaluation.seed
-    if config.report_seeds and first <= chosen < first + config.report_seeds:
-        raise ValueError(
-            f"evaluation.select_seed={chosen} is among the {config.report_seeds} report seeds from evaluation.seed={first}; what is chosen on a "
-            "seed looks better there than it is. Set another one"
-        )
 
 
 def _generators(config: DictConfig) -> dict[str, Generator]:

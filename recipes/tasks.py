@@ -27,6 +27,8 @@ from evaluation.prompted import PromptProtocol
 from evaluation.protocol import EvaluationResult, Protocol
 from recipes.parts import num_classes, tokenizer_hash
 from recipes.protocols import make_protocol
+from recipes.reward_settings import reward_fingerprint
+from recipes.run import pick_device
 
 Row = dict[str, Any]
 SHOWN_CLASSES, SHOWN_PROMPTS = 60, 24  # images of a sample grid
@@ -67,7 +69,9 @@ class ClassTask:
 
     @property
     def fingerprint(self) -> str:
-        return self.protocol.fingerprint
+        """The protocol's, and the classes where they are not all: other images make other numbers."""
+        chosen = "" if self.classes is None else f"+classes-{'-'.join(map(str, self.classes))}"
+        return self.protocol.fingerprint + chosen
 
     @property
     def reference_hash(self) -> str | None:
@@ -136,8 +140,15 @@ class PromptTask:
         return None
 
     def contaminated(self, optimised: Collection[str]) -> list[str]:
-        """None: a protocol that was rewarded itself has a held-out judge for that."""
-        return []
+        """As above: rewards that judge, and GenEval by the detector that was rewarded, unless a held-out judge tells of that."""
+        protocol = self.protocol
+        if isinstance(protocol, GenEvalProtocol):
+            judges = [_identity(part) for part in (protocol.detector, protocol.judges[0].scorer.colors)]
+            own = "-".join(dict.fromkeys(one["fingerprint"] for one in judges if one and one["fingerprint"]))
+            return ["geneval"] if own in optimised and own and protocol.held_out is None else []
+        rewards = getattr(protocol, "rewards", None)
+        known = rewards.rewards if rewards is not None else ()
+        return [one.name for one in known if reward_fingerprint(one.function) in optimised]
 
     def check(self, generator: Generator) -> None:
         """Raises ValueError for a generator that cannot draw what is asked for: of classes, or one that does not know a word."""
@@ -268,6 +279,8 @@ def make_task(evaluation: DictConfig, *, num_images: int | None = None, classes:
     Raises:
         ValueError: no protocol, an unknown one, or settings of the other kind.
     """
+    if torch.cuda.is_available():  # judges take the current GPU, and nothing has chosen this process's yet
+        torch.cuda.set_device(pick_device())
     if not evaluation.protocol:
         raise ValueError("evaluation=none measures nothing; choose a protocol, such as evaluation=mnist-cnn")
     prompts = {name: evaluation.get(name) for name in ("images_per_prompt", "max_prompts")}

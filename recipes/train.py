@@ -31,12 +31,12 @@ from recipes.conditions import shown_conditions
 from recipes.config import compose
 from recipes.exports import export, find_export
 from recipes.facts import generator_facts
-from recipes.judge import Judge, aligned_settings, base_settings
+from recipes.judge import Judge, aligned_settings, base_settings, refuse_the_seed_of_choice
 from recipes.parts import make_generator, make_objective, tokenizer_hash, use_bf16
-from recipes.reward_settings import make_rewards, optimised, reward_facts
+from recipes.reward_settings import make_rewards, optimised, optimised_in, reward_facts
 from recipes.rounds import play
 from recipes.rounds import wanted as rounds_wanted
-from recipes.run import Run, is_first_process, refuse_many_processes, say
+from recipes.run import Run, is_first_process, refuse_many_processes, say, wait_for_all
 from recipes.supplies import Supplies, check_recipe, make_supplies
 from recipes.tasks import make_task
 
@@ -205,24 +205,36 @@ def main(overrides: list[str]) -> None:
     task = make_task(config.evaluation) if config.evaluation.protocol else None
     if task is not None:
         task.check(make_generator(config.generator))  # rather now than after hours of training
+        refuse_the_seed_of_choice(config.evaluation, 1)
     run = Run(config, kind="train", overrides=overrides)
     with run.watching():
         aligned, found = align_generator(config, run.folder, resume=resume, description=config.name)
-    if not is_first_process():
-        return  # measuring is not shared out
     base = make_generator(config.generator)
     hashes = {label: sha256_of_tensors(g.state_dict()) for label, g in (("base", base), ("aligned", aligned))}
     facts = generator_facts(base, config.generator)
     rewards = reward_facts(make_rewards(config.reward))
+    before = optimised_in(config.generator)
     run.update(status="trained", preflight=found, hashes=hashes, generator_facts=facts, rewards=rewards)
+    run.update(optimised=sorted(before | optimised(rewards)))
+    results = run.folder / "results.jsonl"
     if task is not None:
         run.update(evaluation=task.facts())
-        (run.folder / "results.jsonl").unlink(missing_ok=True)
-        judge = Judge(task, config.evaluation.batch_size, run.folder)
-        compare(judge, base, aligned, config.evaluation, trained_at(config), optimised(rewards))
-        print(text_table(summarize(row for row in read_results(run.folder / "results.jsonl") if row.split == "report")))
+        if is_first_process():
+            results.unlink(missing_ok=True)
+        wait_for_all()
+        judge = Judge(
+            task,
+            config.evaluation.batch_size,
+            run.folder,
+            optimised=before,
+            not_led_by=before | optimised(rewards),
+        )
+        compare(judge, base, aligned, config.evaluation, trained_at(config))
     run.update(status="finished")
-    say(f"aligned weights: {find_export(run.folder)}\nreport: {write_report(run.folder)}")
+    if is_first_process():
+        if task is not None:
+            print(text_table(summarize(row for row in read_results(results) if row.split == "report")))
+        say(f"aligned weights: {find_export(run.folder)}\nreport: {write_report(run.folder)}")
 
 
 def trained_at(config: DictConfig) -> list[SamplingConfig]:
@@ -235,16 +247,11 @@ def trained_at(config: DictConfig) -> list[SamplingConfig]:
 
 
 def compare(
-    judge: Judge,
-    base: Generator,
-    aligned: Generator,
-    evaluation: DictConfig,
-    guided: list[SamplingConfig],
-    rewarded: frozenset[str],
+    judge: Judge, base: Generator, aligned: Generator, evaluation: DictConfig, guided: list[SamplingConfig]
 ) -> None:
     """The rows of one training, in four cells each for base and aligned generator (`tuned_settings`); and both `guided`
     as the rollouts were, since training under guidance moves what stands without it, too."""
-    other = replace(judge, optimised=rewarded)
+    other = replace(judge, optimised=judge.not_led_by)
     shown = [
         (judge, base, "base", base_settings(judge, base, evaluation)),
         (other, aligned, "aligned", aligned_settings(other, aligned, evaluation)),

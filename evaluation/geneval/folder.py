@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from evaluation.files import write_atomically
 from evaluation.geneval.grammar import Row
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # that have a plain RGB picture; 16 bits of grey would be cut to 8
@@ -64,7 +65,7 @@ def write_prompt(folder: str | Path, number: int, row: Mapping[str, Any], images
     samples.mkdir(parents=True, exist_ok=True)
     metadata = place / "metadata.jsonl"
     if not metadata.exists():
-        metadata.write_text(json.dumps(dict(row)) + "\n", encoding="utf-8")
+        write_atomically(metadata, (json.dumps(dict(row)) + "\n").encode())
     elif _read_row(metadata) != json.loads(json.dumps(dict(row))):
         raise ValueError(
             f"{metadata} has another row than prompt {number}, {row.get('prompt')!r}; choose another folder"

@@ -18,7 +18,7 @@ from evaluation import (
 )
 from evaluation.evaluator import describe_images
 from evaluation.features.base import Extractor
-from evaluation.measures import MEASURES
+from evaluation.measures import MEASURES, ScoreSplits
 
 KEYS = {"fid", "is", "precision", "recall", "accuracy"}
 
@@ -150,8 +150,8 @@ def test_representations_stand_side_by_side():
     assert metrics.keys() == {f"{n}_two_50" for n in ("fid", "is", "fid-doubled", "kid-doubled", "fid-mean")}
     assert metrics["fid-doubled_two_50"] == pytest.approx(4 * metrics["fid_two_50"], rel=1e-5)
     assert metrics["fid-mean_two_50"] == pytest.approx((10 + 4 * 5) / 2 * metrics["fid_two_50"], rel=1e-5)
-    assert protocol.fingerprint == "0123456789abcdef+00000000000000aa"
-    assert protocol.contaminated({"00000000000000aa"}) == ["fid-doubled", "kid-doubled"]
+    assert protocol.contaminated({"00000000000000aa"}) == ["fid-doubled", "kid-doubled", "fid-mean"]
+    assert dataclasses.replace(protocol, baselines={}).fingerprint == "0123456789abcdef+00000000000000aa"
     with pytest.raises(ValueError, match="extractors of different names"):
         Protocol("two", (two[0], two[0]))
     with pytest.raises(ValueError, match=r"baselines are of \['x'\]"):
@@ -168,6 +168,40 @@ def test_the_size_of_images_is_the_protocols(protocol):
     np.testing.assert_array_equal(resized["channel-means.features"], plain["channel-means.features"])
     with pytest.raises(ValueError, match="resize is 'nearest'; it must be one of bicubic"):
         dataclasses.replace(strict, resize="nearest")
+
+
+def test_rules_that_move_numbers_are_in_the_fingerprint(protocol):
+    """Rows of another one are not compared."""
+    rules = (
+        {"image_size": 2},
+        {"image_size": 4, "resize": "box"},
+        {"image_size": 4, "resize": "lanczos"},
+        {"splits": ScoreSplits(size=5000)},
+        {"splits": ScoreSplits(size=5000, shuffle_seed=2020)},
+        {"baselines": {"channel-means": 0.1}},
+    )
+    fingerprints = {dataclasses.replace(protocol, **one).fingerprint for one in rules}
+    assert len(fingerprints) == len(rules)
+    assert protocol.fingerprint == ChannelMeans.fingerprint not in fingerprints
+
+
+def test_a_short_last_split_is_told(protocol):
+    evaluator = Evaluator(dataclasses.replace(protocol, splits=ScoreSplits(size=8)))
+    evaluator.update(*images_and_labels(20, seed=0))
+    assert (
+        "is: 20 images in splits of 8; the last one has only 4, and counts as much as the others"
+        in evaluator.compute().remarks
+    )
+
+
+@pytest.mark.parametrize("name", ["a/b", "a_b", "", "mean"])
+def test_extractors_names_stand_in_keys(name):
+    class Named(ChannelMeans):
+        pass
+
+    Named.name = name
+    with pytest.raises(ValueError, match="an extractor is called"):
+        Protocol("named", (representation(Named()),))
 
 
 def test_another_number_than_the_protocols_is_told(protocol):

@@ -55,15 +55,8 @@ def protocol(in_a_folder_of_its_own: None) -> None:
 
 
 def reference() -> Reference:
-    """As `align data stats` would, which takes extractors by name."""
-    from evaluation.features.make import make_extractor
-    from evaluation.image_files import in_parts, open_images
-    from evaluation.reference import make_reference
-
-    files = open_images("real_images.npz")
-    made = make_reference(make_extractor("own.py:Colours"), in_parts(files, 7), name="real", total=len(files))
-    made.save("protocols/real.npz")
-    return made
+    run("data", "stats", "real_images.npz", "extractor.name=own.py:Colours", "output=protocols/real.npz", "name=real")
+    return Reference.load("protocols/real.npz")
 
 
 def test_a_folder_and_an_npz_of_the_same_images_score_alike(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +74,7 @@ def test_a_folder_and_an_npz_of_the_same_images_score_alike(capsys: pytest.Captu
     assert (row.reference_hash, row.extractor_fingerprint) == (real.hash, "0123456789abcdef")
     assert (row.checkpoint, row.forwards_per_image, row.images_per_second) == (None, None, None)
     assert Image.open(Path("runs/eval", row.samples)).size == (10 * 6 - 2, 3 * 6 - 2)
+    assert (row.images, again.images) == ("theirs", "theirs.npz")
     told = json.loads(Path("runs/eval/run.json").read_text())["evaluation"]["representations"]
     assert told[0]["extractor"] == "colours"
     assert "theirs" in capsys.readouterr().out
@@ -130,6 +124,7 @@ def test_what_cannot_be_scored_is_told_and_leaves_nothing(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reference()
+    capsys.readouterr()
     for folder, sizes in (("mixed", (4, 5)), ("one", (4,))):
         Path(folder).mkdir()
         for size in sizes:
@@ -156,6 +151,28 @@ def test_nan_features_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert not Path("runs/eval/results.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("[{extractor: ../own.py:Colours}]", "a part of `more` has no reference"),
+        (
+            "[{extractor: x, reference: y, metric: [fid]}]",
+            "has the unknown setting 'metric'; known: extractor, reference, metrics",
+        ),
+        (
+            "[{extractor: ../own.py:Colours, reference: real.npz, metrics: fid}]",
+            "metrics is 'fid'; it must be a list, as [fid]",
+        ),
+        ("[{extractor: {name: inception, path: null}, reference: real.npz}]", "path of extractor inception is None"),
+        ("[{extractor: ../own.py:Colours, reference: real.npz}]", "a protocol needs extractors of different names"),
+    ],
+)
+def test_parts_of_a_protocol_that_are_wrong(more: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    reference()
+    Path("protocols/mine.yaml").write_text(f"{PROTOCOL}more: {more}\n")
+    assert message in fails(capsys, "eval", "images=theirs", "protocol=protocols/mine.yaml")
+
+
 def test_statistics_of_ones_own_images(capsys: pytest.CaptureFixture[str]) -> None:
     digits = np.random.default_rng(0).integers(0, 256, (70, 28, 28, 3), np.uint8)
     np.savez("digits.npz", arr_0=digits)
@@ -170,6 +187,9 @@ def test_statistics_of_ones_own_images(capsys: pytest.CaptureFixture[str]) -> No
     with np.load("stats/digits.npz") as archive:
         np.testing.assert_array_equal(archive["arr_0"], digits[6::7])
     assert "stats/digits.npz is there already" in fails(capsys, "data", "stats", "digits.npz", *chosen)
+    assert "keep=0 keeps none" in fails(
+        capsys, "data", "stats", "digits.npz", *chosen[:2], "output=x.npz", "keep=0", "keep_images=true"
+    )
     # statistics in ADM's format are of the published Inception alone
     np.savez("adm.npz", arr_0=digits, mu=np.zeros(64), sigma=np.eye(64))
     run("data", "stats", "adm.npz", *chosen[:2], "output=own.npz")

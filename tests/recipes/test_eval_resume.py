@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from align.sampling import generate
 from align.types import Rollout, SamplingConfig
 from evaluation.results import ResultRow, read_results
 from recipes.config import compose
+from recipes.image_folders import NpzWriter
 from recipes.judge import Judge
 from recipes.shards import Shards
 from recipes.tasks import make_task
@@ -72,6 +74,80 @@ def test_other_settings_do_not_meet_the_shards_of_these(tmp_path: Path) -> None:
     assert Shards(tmp_path, {"seed": 1}, total=5, size=2).read(2)["a"].tolist() == [0]
     one.remove()
     assert not list(tmp_path.iterdir())
+
+
+def test_kept_images_are_those_of_the_row(tmp_path: Path) -> None:
+    """Whatever other evaluation began or ended in between."""
+
+    def kept(seed: int, stop: int | None) -> NpzWriter:
+        def draw(*arguments: Any, first: int = 0, **settings: Any) -> Iterator[Rollout]:
+            if first == stop:
+                raise KeyboardInterrupt
+            yield from generate(*arguments, first=first, **settings)
+
+        writer = NpzWriter(tmp_path / "images.npz", [index % 10 for index in range(60)])
+        one = replace(judge(tmp_path, draw), keep=writer)
+        one.score(load_generator("mnist-llamagen"), "base", SamplingConfig(seed=seed), split="report")
+        return writer
+
+    def images() -> np.ndarray:
+        with np.load(tmp_path / "images.npz") as archive:
+            return archive["arr_0"]
+
+    kept(3, None)
+    whole = images()
+    (tmp_path / "images.npz").unlink()
+    for seed, stop in ((3, 0), (3, 30), (4, 30)):
+        with pytest.raises(KeyboardInterrupt):
+            kept(seed, stop)
+    kept(3, None)
+    np.testing.assert_array_equal(images(), whole)
+    with pytest.raises(ValueError, match="images.npz is there already; take it away"):
+        kept(4, None)
+    (tmp_path / "images.npz").unlink()
+    kept(4, None)
+    assert not np.array_equal(images(), whole)
+    assert not (tmp_path / "partial").exists()
+
+
+def test_other_classes_or_rules_are_other_shards(tmp_path: Path) -> None:
+    def stopped(*_: Any, first: int = 0, **__: Any) -> Iterator[Rollout]:
+        if first:
+            raise KeyboardInterrupt
+        yield from generate(*_, first=first, **__)
+
+    one = judge(tmp_path, stopped)
+    few = replace(one, task=replace(one.task, classes=(1, 2)))
+    assert few.task.fingerprint == f"{one.task.fingerprint}+classes-1-2"  # rows that are not compared with others
+    for each in (one, few):
+        with pytest.raises(KeyboardInterrupt):
+            score(each)
+    assert len(list((tmp_path / "partial").iterdir())) == 2
+
+
+def test_a_metric_of_what_was_rewarded_is_marked_and_chooses_nothing(tmp_path: Path) -> None:
+    one = judge(tmp_path)
+    print_ = one.task.protocol.extractor.fingerprint
+    assert score(one).contaminated == ()
+    row = score(replace(one, optimised=frozenset({print_})))
+    assert row.contaminated == ("fid", "is", "precision", "recall", "accuracy")
+    assert one.leading(row)[0].name == "fid"
+    assert replace(one, not_led_by=frozenset({print_})).leading(row)[0].name == "fid"  # there is no other
+
+
+@pytest.mark.slow
+def test_a_training_of_two_processes_shares_its_evaluation() -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    short = ["experiment=mnist/sft", "trainer.max_steps=2", "trainer.per_device_train_batch_size=2", "preflight=false"]
+    few = ["evaluation.guidance_scales=[]", "evaluation.temperatures=[]", "evaluation.filters=[]"]
+    command = [*torchrun, "-m", "recipes.cli", "train", *short, *SMALL, *few, "trainer.sample_every=0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    rows = [row for row in read_results(Path("runs/mnist/sft/results.jsonl")) if row.split == "report"]
+    assert [(row.label, row.n) for row in rows] == [("base", 60), ("aligned", 60), ("aligned", 60)]
+    assert Path("runs/mnist/sft/report.html").exists()
+    assert ended.stdout.count("base") == 1  # one process tells
 
 
 @pytest.mark.slow

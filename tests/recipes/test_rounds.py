@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 import recipes.rounds
 from align.files import sha256_of_tensors
 from align.generators import Generator
+from evaluation.metric_names import leading_metric
 from recipes.config import compose
 from recipes.rounds import ROUNDS_FILE, check_rounds, parse_search, play
 
@@ -30,13 +32,16 @@ def judged(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> d
             self.n, self.metrics = 70, {f"{metric}_toy_70": value}
 
     class Judge:
-        def __init__(self, *_: Any) -> None: ...
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+
+        def leading(self, row: Row) -> Any:
+            return leading_metric(row.metrics)
 
         def score(self, generator: Generator, label: str, *_: Any, **__: Any) -> Row:
             return Row(scores[sha256_of_tensors(generator.state_dict())])
 
     monkeypatch.setattr(recipes.rounds, "Judge", Judge)
-    monkeypatch.setattr(recipes.rounds, "make_task", lambda *_, **__: None)
+    monkeypatch.setattr(recipes.rounds, "make_task", lambda *_, **__: SimpleNamespace(contaminated=lambda _: []))
     return scores
 
 
