@@ -163,7 +163,7 @@ def test_images_are_scored_in_order_whatever_the_batch_and_their_sizes() -> None
 def test_images_are_not_written_among_others() -> None:
     folder()
     with pytest.raises(ValueError, match="drawn holds images already"):
-        FolderWriter(Path("drawn"), task()).begin(resumed=False)
+        FolderWriter(Path("drawn"), task()).begin(Path("own"), resumed=False)
 
 
 @pytest.mark.parametrize(
