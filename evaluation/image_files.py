@@ -143,7 +143,8 @@ class _Member:
         place = self.start + start * row
         try:
             if self._file is None:
-                self._file = zipfile.ZipFile(self.path).open(f"{self.name}.npy")  # noqa: SIM115 - see above
+                archive = zipfile.ZipFile(self.path)
+                self._file = archive.open(f"{self.name}.npy")
                 self._file.read(self.start)
             if self._file.tell() != place:  # zipfile of Python 3.13 no longer checks for damage after a seek
                 self._file.seek(place)

@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 
 from evaluation import metrics, uncertainty
 from evaluation.metrics.manifold import DENSITY_NEIGHBOURS
+from evaluation.metrics.rows import chunks
 from evaluation.moments import RunningMoments
 from evaluation.reference import Reference
 
-ROWS = 2048  # of features that are summed at once
 SUBSET = 1000  # images of a subset for KID, where there are so many
-FIRST_SIZE, SIZES = (
-    5000,
-    15,
-)  # from where FID-infinity's line starts, where there are four times as many images; its points
+FIRST_SIZE = 5000  # where FID-infinity's line starts, if there are four times as many images
+SIZES = 15  # points on that line
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,11 @@ class Comparison:
         return _moments_of(self.features_ND)
 
     @cached_property
+    def frechet_error(self) -> float:
+        real, moments = self.reference, self.moments
+        return metrics.frechet_stderr(self.features_ND, moments.mean, moments.covariance, real.mu, real.sigma)
+
+    @cached_property
     def manifold(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Whether each generated image is precise, and each real one covered."""
         return metrics.manifold_hits(self._kept, self.features_ND)
@@ -74,7 +77,7 @@ class Comparison:
 
     @property
     def _kept(self) -> NDArray[np.float32]:
-        assert self.reference.features is not None  # `check` refuses the metric
+        assert self.reference.features is not None  # `refuse_reference` refuses the metric
         return self.reference.features
 
 
@@ -98,15 +101,14 @@ class Measure:
 
 def _moments_of(features_ND: NDArray[Any]) -> RunningMoments:
     moments = RunningMoments(features_ND.shape[1])
-    for start in range(0, len(features_ND), ROWS):
-        moments.update(features_ND[start : start + ROWS])
+    for rows in chunks(len(features_ND)):
+        moments.update(features_ND[rows])
     return moments
 
 
 def _frechet(seen: Comparison) -> Measured:
     real, moments = seen.reference, seen.moments
-    both = (moments.mean, moments.covariance, real.mu, real.sigma)
-    return metrics.frechet_distance(*both), metrics.frechet_stderr(seen.features_ND, *both)
+    return metrics.frechet_distance(moments.mean, moments.covariance, real.mu, real.sigma), seen.frechet_error
 
 
 def _spatial_frechet(seen: Comparison) -> Measured:
@@ -122,8 +124,7 @@ def _frechet_infinity(seen: Comparison) -> Measured:
     smallest = max(seen.features_ND.shape[1] + 1, min(FIRST_SIZE, seen.n // 4))
     found = metrics.frechet_infinity(seen.features_ND, real.mu, real.sigma, smallest=smallest, points=SIZES)
     # the line's own error, and that of all its points together, which come of one set of images
-    drawing = metrics.frechet_stderr(seen.features_ND, seen.moments.mean, seen.moments.covariance, real.mu, real.sigma)
-    return found.value, math.hypot(found.stderr, drawing)
+    return found.value, math.hypot(found.stderr, seen.frechet_error)
 
 
 def _kernel(seen: Comparison) -> Measured:

@@ -128,7 +128,8 @@ class Judge:
             for rollout in drawn:
                 images.append(generator.decode(rollout.tokens_BL).cpu())
                 forwards = rollout.forwards_per_image
-            return torch.cat(images), {"seconds": time.monotonic() - clock, "forwards": forwards}
+            seconds = (time.monotonic() - clock) / num_processes()  # as much of it passed, with all at work
+            return torch.cat(images), {"seconds": seconds, "forwards": forwards}
 
         return self.measure(source, rows, identity, self.file_name(label, sampling), grid=grid)
 
@@ -158,9 +159,9 @@ class Judge:
         if resumed:
             say(f"going on with {identity['label']}: {done} of {len(shards)} shards were there")
         wait_for_all()  # all have looked before one writes
-        shards.folder.mkdir(parents=True, exist_ok=True)
         if self.keep is not None:
             self.keep.begin(shards.folder, resumed=resumed)
+        shards.folder.mkdir(parents=True, exist_ok=True)  # not where keeping was refused: it would pass for a start
         wanted = set(self.task.shown() if grid else ())
         marker = self.task.marker(rows, shards.folder / "columns") if is_first_process() else None
         spent = Spent()
@@ -229,7 +230,7 @@ class Judge:
             samples=samples if spent.shown else None,
             verdicts=verdicts if marker.write(self.folder / verdicts) else None,
             forwards_per_image=spent.forwards or None,
-            images_per_second=round(result.n * num_processes() / spent.seconds, 1) if spent.seconds else None,
+            images_per_second=round(result.n / spent.seconds, 1) if spent.seconds else None,
         )
         if self.keep is not None:
             self.keep.finish()

@@ -45,10 +45,10 @@ class Shards:
     def has(self, shard: int) -> bool:
         return self._path(shard).exists()
 
-    def write(self, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+    def write(self, shard: int, arrays: Mapping[str, Any]) -> None:
         def save(temporary: Path) -> None:
             with temporary.open("wb") as file:  # a name would get an ending
-                np.savez(file, **arrays)  # type: ignore[arg-type]
+                np.savez(file, **arrays)
 
         write_atomically(self._path(shard), save)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,11 +11,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from command_line import run
+from omegaconf import OmegaConf
 
 from align import load_generator
 from align.generators import Generator
@@ -24,8 +27,11 @@ from evaluation.results import ResultRow, read_results
 from recipes.config import compose
 from recipes.image_folders import NpzWriter
 from recipes.judge import Judge
+from recipes.reward_settings import optimised_in
 from recipes.shards import Shards
-from recipes.tasks import make_task
+from recipes.tasks import PromptTask, make_task
+from rewards.base import Reward
+from rewards.combine import RewardSet
 
 SMALL = ["evaluation.num_images=60", "evaluation.batch_size=10"]
 
@@ -102,8 +108,10 @@ def test_kept_images_are_those_of_the_row(tmp_path: Path) -> None:
             kept(seed, stop)
     kept(3, None)
     np.testing.assert_array_equal(images(), whole)
-    with pytest.raises(ValueError, match="images.npz is there already; take it away"):
-        kept(4, None)
+    for _ in range(2):  # what was refused is not taken for a start
+        with pytest.raises(ValueError, match="images.npz is there already; take it away"):
+            kept(5, None)
+    assert len(list((tmp_path / "partial").iterdir())) == 1  # that of seed 4
     (tmp_path / "images.npz").unlink()
     kept(4, None)
     assert not np.array_equal(images(), whole)
@@ -133,6 +141,29 @@ def test_a_metric_of_what_was_rewarded_is_marked_and_chooses_nothing(tmp_path: P
     assert row.contaminated == ("fid", "is", "precision", "recall", "accuracy")
     assert one.leading(row)[0].name == "fid"
     assert replace(one, not_led_by=frozenset({print_})).leading(row)[0].name == "fid"  # there is no other
+
+
+def test_what_a_checkpoint_was_rewarded_by_goes_with_it(tmp_path: Path) -> None:
+    (tmp_path / "run/adapter").mkdir(parents=True)
+    (tmp_path / "run/run.json").write_text(json.dumps({"optimised": ["aaaa"]}))
+    places = {"checkpoint": [tmp_path / "run", tmp_path / "run/generator.pt"], "adapter": [tmp_path / "run/adapter"]}
+    for key, paths in places.items():
+        for path in paths:
+            section = OmegaConf.create({"checkpoint": None, "adapter": None, key: str(path)})
+            assert optimised_in(section) == {"aaaa"}
+    nothing = OmegaConf.create({"checkpoint": str(tmp_path / "x.pt"), "adapter": None})
+    assert optimised_in(nothing) == frozenset()
+
+
+def test_prompts_that_are_judged_by_the_reward_itself_are_marked() -> None:
+    class Named:
+        fingerprint = "bbbb"
+
+        def __call__(self, images: Any, conditions: Any) -> Any: ...
+
+    protocol: Any = SimpleNamespace(rewards=RewardSet((Reward("mine", Named()), Reward("other", lambda *_: None))))
+    assert PromptTask(protocol).contaminated({"bbbb"}) == ["mine"]
+    assert PromptTask(protocol).contaminated({"cccc"}) == []
 
 
 @pytest.mark.slow
