@@ -31,6 +31,7 @@ FITS = (
 
 def look_at_zoo() -> Iterator[Finding]:
     """The shipped generators: files there, and weights of the hash that their results are recorded under."""
+    logging.disable_progress_bar()
     for name, folder in zoo_entries().items():
         try:
             recorded = read_results(folder / "results.jsonl")[0].checkpoint
