@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from align.checkpoints import load_generator
-    from align.sampling.loop import sample, score
+    from align.sampling.engine import sample
+    from align.sampling.loop import score
     from align.types import Condition, LossOutput, Rollout, SamplingConfig
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "load_generator": "align.checkpoints",
-    "sample": "align.sampling.loop",
+    "sample": "align.sampling.engine",
     "score": "align.sampling.loop",
     "Condition": "align.types",
     "LossOutput": "align.types",

@@ -14,7 +14,9 @@ from conftest import tiny_infinity, tiny_janus, tiny_llamagen, tiny_llamagen_t2i
 from align import SamplingConfig, load_generator, sample, score
 from align.checkpoints import save_tokenizer
 from align.generators import Janus, PublishedGenerator
+from align.generators.base import evaluating
 from align.generators.llamagen import LlamaGenDecoder
+from align.sampling import graphs
 from align.types import Condition
 
 GENERATORS: dict[str, Callable[[], PublishedGenerator]] = {
@@ -83,6 +85,62 @@ def test_a_sample_does_not_depend_on_its_batch(
     assert torch.equal(shuffled, together[order])
     alone = sample(any_generator, condition[2:3], config, index_B=torch.tensor([12])).tokens_BL
     assert torch.equal(alone, together[2:3])
+
+
+@pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
+def test_what_graphs_record_draws_what_the_eager_loop_draws(
+    any_generator: PublishedGenerator, config: SamplingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run here without recording, and twice: the second images find the memory as the first left it."""
+    monkeypatch.setattr(graphs, "BUCKET", 4)
+    static = isinstance(any_generator, graphs.StaticSteps)
+    kind = graphs.TokenByToken if static else graphs.WholeImage
+    rows, index_B = [0, 1, 1], torch.tensor([10, 11, 12])
+    with evaluating(any_generator):
+        sampler = kind(any_generator, conditions(any_generator, rows), config, run_once)
+        for given in (conditions(any_generator, rows), conditions(any_generator, rows[::-1])):
+            found, expected = sampler(given, config, index_B), sample(any_generator, given, config, index_B=index_B)
+            assert torch.equal(found.tokens_BL, expected.tokens_BL)
+            torch.testing.assert_close(found.logprobs_BL, expected.logprobs_BL, atol=2e-5, rtol=1e-5)
+            assert found.forwards_per_image == expected.forwards_per_image
+    if static:
+        steps = {id(work) for work in sampler.recorded}
+        assert 2 < len(steps) < any_generator.layout.length
+
+
+def run_once(work: Callable[[], None]) -> Callable[[], None]:
+    work()
+    return work
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
+def test_graphs_draw_what_the_eager_loop_draws(any_generator: PublishedGenerator, config: SamplingConfig) -> None:
+    any_generator.to("cuda")
+    if not graphs.can_record(any_generator):
+        any_generator.cpu()
+        pytest.skip(f"{any_generator.family} is not recorded")
+    try:
+        for rows in ([0, 1, 1], [1, 0, 2]):
+            condition, index_B = conditions(any_generator, rows), torch.tensor([10, 11, 12])
+            rollouts = {}
+            for any_generator.engine in ("eager", "graphs"):
+                rollouts[any_generator.engine] = sample(any_generator, condition, config, index_B=index_B)
+            assert torch.equal(rollouts["graphs"].tokens_BL, rollouts["eager"].tokens_BL)
+            found, expected = rollouts["graphs"].logprobs_BL, rollouts["eager"].logprobs_BL
+            torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    finally:
+        any_generator.engine = "auto"
+        any_generator.cpu()
+
+
+def test_graphs_are_refused_where_there_is_no_gpu(any_generator: PublishedGenerator, condition: Condition) -> None:
+    any_generator.engine = "graphs"
+    try:
+        with pytest.raises(ValueError, match="engine=graphs needs an NVIDIA GPU .* is on cpu. Use engine=auto"):
+            sample(any_generator, condition)
+    finally:
+        any_generator.engine = "auto"
 
 
 def test_seeds_and_indices_change_samples(any_generator: PublishedGenerator) -> None:

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from align.types import Condition
 
+# eager: kernel by kernel; graphs: by CUDA graphs; auto: graphs where they are possible
+ENGINES = ("auto", "eager", "graphs")
+
 
 @dataclass(frozen=True)
 class TokenLayout:
@@ -51,6 +54,10 @@ class Generator(nn.Module, ABC):
     undecayed: tuple[
         str, ...
     ] = ()  # parts of names that the authors exempt from weight decay, beside all of one dimension
+    engine: str = "auto"  # how samples are drawn, one of ENGINES
+    recordable: bool = (
+        False  # whether all of its sampling may be recorded as one CUDA graph: nothing waits for the device
+    )
     gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
 
     @abstractmethod

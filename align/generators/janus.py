@@ -167,22 +167,36 @@ class Janus(PublishedGenerator[VQTokenizer]):
     def start(self, condition: Condition, cache: JanusCache) -> Tensor:
         prompt = self._embed_prompt(condition)
         cache.places = _Places.of(condition.tensors["mask"], self.layout.length - 1)
-        return self._advance(prompt, cache, cache.places.square_mask(prompt.shape[1]))
+        return self._append(prompt, cache, cache.places.square_mask(prompt.shape[1]))
 
     def step(self, tokens_Bn: Tensor, cache: JanusCache) -> Tensor:
         end = cache.position + tokens_Bn.shape[1]
-        return self._advance(self._embed(tokens_Bn), cache, cache.places.visible_BS[:, None, None, :end])
+        return self._append(self._embed(tokens_Bn), cache, cache.places.visible_BS[:, None, None, :end])
 
-    def _advance(self, x: Tensor, cache: JanusCache, mask: Tensor) -> Tensor:
-        end = cache.position + x.shape[1]
-        x = self._run(x, cache.places.positions_BS[:, cache.position : end], mask, cache)
-        cache.position = end
-        return self._logits(x[:, -1:])
+    def static_step(self, tokens_B1: Tensor, cache: JanusCache, cell_1: Tensor, length: int) -> Tensor:
+        seen = torch.arange(length, device=cell_1.device) <= cell_1
+        mask = (seen & cache.places.visible_BS[:, :length])[:, None, None]
+        return self._advance(self._embed(tokens_B1), cache, mask, cell_1, length)
+
+    def _append(self, x: Tensor, cache: JanusCache, mask: Tensor) -> Tensor:
+        start, cache.position = cache.position, cache.position + x.shape[1]
+        return self._advance(x, cache, mask, slice(start, cache.position), cache.position)
+
+    def _advance(self, x: Tensor, cache: JanusCache, mask: Tensor, cells: slice | Tensor, length: int) -> Tensor:
+        """Logits after x [B, n, C], which goes to these cells of the cache and sees its first `length`."""
+        cache.cells, cache.length = cells, length
+        return self._logits(self._run(x, cache.places.positions_BS[:, cells], mask, cache)[:, -1:])
 
     def select_rows(self, cache: JanusCache, rows_B: Tensor) -> None:
         for layer, kv in cache.layers.items():
             cache.layers[layer] = kv[:, rows_B]
         cache.places = cache.places.rows(rows_B)
+
+    def first_rows(self, cache: JanusCache, rows: int) -> JanusCache:
+        first = JanusCache()
+        first.layers = {layer: kv[:, :rows] for layer, kv in cache.layers.items()}
+        first.places, first.position = cache.places.rows(slice(rows)), cache.position
+        return first
 
     # --- pixels
 
@@ -252,7 +266,7 @@ class _Places:
         visible_BS = F.pad(mask_BT, (0, image_tokens), value=True)
         return _Places(visible_BS, (visible_BS.cumsum(dim=1) - 1).clamp(min=0))
 
-    def rows(self, rows_B: Tensor) -> _Places:
+    def rows(self, rows_B: slice | Tensor) -> _Places:
         return _Places(self.visible_BS[rows_B], self.positions_BS[rows_B])
 
     def square_mask(self, length: int) -> Tensor:
@@ -265,10 +279,12 @@ class _Places:
 class JanusCache:
     """Keys and values of every layer, [2, B, heads, T + L - 1, head_dim] each, filled up to `position`.
 
-    transformers' attention calls `update`.
+    transformers' attention calls `update`, which writes to `cells` and gives the first `length`.
     """
 
     places: _Places
+    cells: slice | Tensor
+    length: int
 
     def __init__(self) -> None:
         self.layers: dict[int, Tensor] = {}
@@ -276,10 +292,10 @@ class JanusCache:
 
     def update(self, k: Tensor, v: Tensor, layer: int, *unused: Any, **also_unused: Any) -> tuple[Tensor, Tensor]:
         if layer not in self.layers:
-            self.layers[layer] = k.new_empty(2, *k.shape[:2], self.places.visible_BS.shape[1], k.shape[3])
-        kv, end = self.layers[layer], self.position + k.shape[2]
-        kv[0, :, :, self.position : end], kv[1, :, :, self.position : end] = k, v
-        return kv[0, :, :, :end], kv[1, :, :, :end]
+            self.layers[layer] = k.new_zeros(2, *k.shape[:2], self.places.visible_BS.shape[1], k.shape[3])
+        kv = self.layers[layer]
+        kv[0, :, :, self.cells], kv[1, :, :, self.cells] = k, v
+        return kv[0, :, :, : self.length], kv[1, :, :, : self.length]
 
 
 class _Rotary(nn.Module):

@@ -133,8 +133,8 @@ def _grid(given: tuple[int, int] | None, told: int | None) -> tuple[int, int]:
 
 @dataclass
 class LlamaGenCache:
-    """Keys and values of every layer, preallocated: [2, B, heads, T + L - 1, head_dim] each, filled up to `position`;
-    visible_BS: which of these positions may be attended to (None: all)."""
+    """Keys and values of every layer, preallocated: [2, B, heads, T + L - 1, head_dim] each, filled up to `position`,
+    zeros beyond (a NaN would show through a mask); visible_BS: which positions may be attended to (None: all)."""
 
     layers: list[Tensor]
     position: int = 0
@@ -220,7 +220,7 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
         heads, width = self.sizes.num_heads, self.sizes.dim // self.sizes.num_heads
         length = self.sizes.condition_tokens + self.layout.length - 1
         weight = self.tok_embeddings.weight
-        return LlamaGenCache([weight.new_empty(2, rows, heads, length, width) for _ in self.layers])
+        return LlamaGenCache([weight.new_zeros(2, rows, heads, length, width) for _ in self.layers])
 
     def start(self, condition: Condition, cache: LlamaGenCache) -> Tensor:
         prefix, visible_BT = self.prefix(condition)
@@ -231,25 +231,40 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
         if cache.visible_BS is not None:
             eye = torch.eye(length, dtype=torch.bool, device=prefix.device)
             mask = ((mask & cache.visible_BS[:, None, :length]) | eye)[:, None]
-        return self._advance(prefix, cache, mask)
+        return self._append(prefix, cache, mask)
 
     def step(self, tokens_Bn: Tensor, cache: LlamaGenCache) -> Tensor:
         visible_BS = cache.visible_BS
         mask = None if visible_BS is None else visible_BS[:, None, None, : cache.position + tokens_Bn.shape[1]]
-        return self._advance(self.tok_embeddings(tokens_Bn), cache, mask)
+        return self._append(self.tok_embeddings(tokens_Bn), cache, mask)
 
-    def _advance(self, x: Tensor, cache: LlamaGenCache, mask: Tensor | None) -> Tensor:
-        end = cache.position + x.shape[1]
-        rope = self.rope()[cache.position : end]
+    def static_step(self, tokens_B1: Tensor, cache: LlamaGenCache, cell_1: Tensor, length: int) -> Tensor:
+        mask = (torch.arange(length, device=cell_1.device) <= cell_1)[None]
+        if cache.visible_BS is not None:
+            mask = (mask & cache.visible_BS[:, :length])[:, None, None]
+        return self._advance(self.tok_embeddings(tokens_B1), cache, mask, cell_1, length)
+
+    def _append(self, x: Tensor, cache: LlamaGenCache, mask: Tensor | None) -> Tensor:
+        start, cache.position = cache.position, cache.position + x.shape[1]
+        return self._advance(x, cache, mask, slice(start, cache.position), cache.position)
+
+    def _advance(
+        self, x: Tensor, cache: LlamaGenCache, mask: Tensor | None, cells: slice | Tensor, length: int
+    ) -> Tensor:
+        """Logits after x [B, n, C], which goes to these cells of the cache and sees its first `length`."""
+        rope = self.rope()[cells]
         for layer, kv in zip(self.layers, cache.layers, strict=True):
-            x = layer(x, rope, mask, kv, cache.position)
-        cache.position = end
+            x = layer(x, rope, mask, kv[:, :, :, :length], cells)
         return self.output(self.norm(x[:, -1:])).float()
 
     def select_rows(self, cache: LlamaGenCache, rows_B: Tensor) -> None:
         for layer, kv in enumerate(cache.layers):
             cache.layers[layer] = kv[:, rows_B]
         cache.visible_BS = None if cache.visible_BS is None else cache.visible_BS[rows_B]
+
+    def first_rows(self, cache: LlamaGenCache, rows: int) -> LlamaGenCache:
+        visible_BS = None if cache.visible_BS is None else cache.visible_BS[:rows]
+        return LlamaGenCache([kv[:, :rows] for kv in cache.layers], cache.position, visible_BS)
 
     # --- pixels
 
@@ -319,13 +334,14 @@ class _Attention(nn.Module):
         self.wo = nn.Linear(config.dim, config.dim, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope: Tensor, mask: Tensor | None, kv: Tensor | None, position: int) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: Tensor, mask: Tensor | None, kv: Tensor | None, cells: slice | Tensor | None
+    ) -> Tensor:
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in self.wqkv(x).chunk(3, dim=-1))
         q, k, v = _rotate(q, rope).transpose(1, 2), _rotate(k, rope).transpose(1, 2), v.transpose(1, 2)
         if kv is not None:
-            end = position + x.shape[1]
-            kv[0, :, :, position:end], kv[1, :, :, position:end] = k, v
-            k, v = kv[0, :, :, :end], kv[1, :, :, :end]
+            kv[0, :, :, cells], kv[1, :, :, cells] = k, v
+            k, v = kv[0], kv[1]
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and kv is None)
         return self.dropout(self.wo(h.transpose(1, 2).flatten(2)))
 
@@ -351,7 +367,12 @@ class _Block(nn.Module):
         self.ffn_norm = _RMSNorm(config.dim)
 
     def forward(
-        self, x: Tensor, rope: Tensor, mask: Tensor | None = None, kv: Tensor | None = None, position: int = 0
+        self,
+        x: Tensor,
+        rope: Tensor,
+        mask: Tensor | None = None,
+        kv: Tensor | None = None,
+        cells: slice | Tensor | None = None,
     ) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), rope, mask, kv, position)
+        x = x + self.attention(self.attention_norm(x), rope, mask, kv, cells)
         return x + self.feed_forward(self.ffn_norm(x))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from align.generators.base import Generator
-from align.sampling.loop import sample
+from align.sampling.engine import sample
 from align.types import Rollout, SamplingConfig
 
 

@@ -34,28 +34,35 @@ def top_p_filter(logits: Tensor, top_p: float) -> Tensor:
     return logits.masked_fill(outside, -torch.inf)
 
 
-def sampling_logprobs(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """float32 log-probabilities [..., V] of the distribution sampled from, given already guided logits.
+def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """float32 logits [..., V], not normalised, of the distribution sampled from, given already guided ones.
 
-    Temperature, then top-k, then top-p; renormalised, with -inf for excluded tokens. Temperature 0 is a point mass.
+    Temperature, then top-k, then top-p; -inf for excluded tokens. Temperature 0 is a point mass.
     """
     logits = logits.float()
     if config.temperature == 0:
         best = logits.argmax(dim=-1, keepdim=True)
         return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
-    logits = top_k_filter(logits / config.temperature, config.top_k)
-    return top_p_filter(logits, config.top_p).log_softmax(dim=-1)
+    if config.temperature != 1.0:
+        logits = logits / config.temperature
+    return top_p_filter(top_k_filter(logits, config.top_k), config.top_p)
 
 
-def draw(logprobs: Tensor, uniforms: Tensor) -> Tensor:
-    """Tokens by inverting the cumulative distribution: logprobs [..., V] and uniforms in [0, 1) [...] to int64 [...].
+def sampling_logprobs(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """float32 log-probabilities [..., V] of the distribution sampled from, given already guided logits."""
+    return filter_logits(logits, config).log_softmax(dim=-1)
+
+
+def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Tokens by inverting the cumulative distribution: logits [..., V], normalised or not, and uniforms in [0, 1) [...]
+    to int64 [...].
 
     One number a token, so that a sample's randomness does not depend on the vocabulary's size or on its batch.
     """
-    # float64: in float32 the cumulative sum over 16k tokens would lose the rare ones
-    cumulative = logprobs.double().exp().cumsum(dim=-1)
-    total = cumulative[..., -1:]
+    # summed in float64: in float32 the cumulative sum over 16k tokens would lose the rare ones
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    total = cumulative[..., -1:].contiguous()
     tokens = torch.searchsorted(cumulative, uniforms.double().unsqueeze(-1) * total, right=True)
     # uniform * total can round up to the total; the last token that has any mass is then meant
-    last = (cumulative < total).sum(dim=-1, keepdim=True)
+    last = torch.searchsorted(cumulative, total)
     return torch.minimum(tokens, last).squeeze(-1)

@@ -9,27 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from align.generators.base import Generator, TokenLayout, evaluating
-from align.sampling.logits import draw, guide, sampling_logprobs
+from align.generators.base import Generator, TokenLayout
+from align.sampling.logits import draw, filter_logits, guide, sampling_logprobs
 from align.types import Condition, Rollout, SamplingConfig
-
-
-def sample(
-    generator: Generator, condition: Condition, config: SamplingConfig | None = None, *, index_B: Tensor | None = None
-) -> Rollout:
-    """Draw one image (as tokens) per row of `condition`.
-
-    Sample i's random numbers depend on (config.seed, index_B[i]) alone: batch size and order never change a sample.
-    With guidance_scale 1.0 the null branch is not computed.
-
-    Args:
-        index_B: int [B] sample indices, 0..B-1 if not given; give distinct ones to batches of one set of samples.
-    """
-    with evaluating(generator):
-        drawing = Drawing(generator, condition, config or SamplingConfig(), index_B=index_B)
-        while not drawing.done:
-            drawing.draw_block()
-    return drawing.rollout(drawing.rows_run / len(condition))
 
 
 class Drawing:
@@ -43,10 +25,10 @@ class Drawing:
     Args:
         index_B: as of `sample`, but for candidates, which share their sample's.
         candidate_B: int [B], which candidate of its sample a row is; all 0 if not given.
+        uniforms_BL: the samples' random numbers where they are known already, as of `sample_uniforms`.
 
     Attributes:
         blocks: number of blocks drawn so far.
-        tokens_Bl: int64 [B, l], the tokens of these blocks.
         rows_run: network evaluations so far, of all rows, that were dropped too, and of both branches under guidance.
     """
 
@@ -58,27 +40,41 @@ class Drawing:
         *,
         index_B: Tensor | None = None,
         candidate_B: Tensor | None = None,
+        uniforms_BL: Tensor | None = None,
     ) -> None:
         batch = len(condition)
         self.generator, self.condition, self.config = generator, condition, config
         self.index_B = torch.arange(batch) if index_B is None else index_B.cpu()
         if len(self.index_B) != batch:
             raise ValueError(f"index_B has {len(self.index_B)} rows for a condition of {batch}")
-        candidate_B = torch.zeros_like(self.index_B) if candidate_B is None else candidate_B
-        self._uniforms_BL = self._uniforms(candidate_B)
+        self._uniforms_BL = self._uniforms(candidate_B) if uniforms_BL is None else uniforms_BL
         self._scales = block_scales(config, len(generator.layout.block_sizes))
         # the null branch is needed up to the last guided block, through earlier ones of scale 1.0 too: its cache grows there
         self._last_guided = max((k for k, scale in enumerate(self._scales) if scale != 1.0), default=-1)
         self._branches = 2 if self._last_guided >= 0 else 1
         self._spans = list(generator.layout.spans())
         self._cache = generator.new_cache(self._branches * batch)
-        self.tokens_Bl = torch.empty(batch, 0, dtype=torch.long, device=generator.device)
-        self.logprobs_Bl = torch.empty(batch, 0, device=generator.device)
+        self._tokens_BL = torch.empty(batch, generator.layout.length, dtype=torch.long, device=generator.device)
+        self._logprobs_BL = torch.empty(batch, generator.layout.length, device=generator.device)
         self.blocks = self.rows_run = 0
 
     @property
     def done(self) -> bool:
         return self.blocks == len(self._spans)
+
+    @property
+    def tokens_Bl(self) -> Tensor:
+        """int64 [B, l], the tokens of the blocks drawn so far."""
+        return self._tokens_BL[:, : self._drawn]
+
+    @property
+    def logprobs_Bl(self) -> Tensor:
+        """float32 [B, l], their log-probs under the distribution that they were drawn from."""
+        return self._logprobs_BL[:, : self._drawn]
+
+    @property
+    def _drawn(self) -> int:
+        return self._spans[self.blocks - 1][1] if self.blocks else 0
 
     def draw_block(self) -> None:
         """Draw the next block of every row."""
@@ -87,11 +83,10 @@ class Drawing:
         self.rows_run += len(logits)
         cond, null = logits[: len(self.index_B)], logits[len(self.index_B) :]
         scale = self._scales[self.blocks]
-        block_logprobs = sampling_logprobs(guide(cond, null, scale) if scale != 1.0 else cond, self.config)
-        drawn = draw(block_logprobs, self._uniforms_BL[:, start:end])
-        chosen = block_logprobs.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
-        self.tokens_Bl = torch.cat([self.tokens_Bl, drawn], dim=1)
-        self.logprobs_Bl = torch.cat([self.logprobs_Bl, chosen], dim=1)
+        guided = guide(cond, null, scale) if scale != 1.0 else cond
+        drawn, logprobs = draw_tokens(guided, self.config, self._uniforms_BL[:, start:end])
+        self._tokens_BL[:, start:end] = drawn
+        self._logprobs_BL[:, start:end] = logprobs
         self.blocks += 1
 
     def _next_logits(self) -> Tensor:
@@ -99,10 +94,10 @@ class Drawing:
             both = [self.condition, self.generator.null_condition(self.condition)] if self._branches == 2 else []
             return self.generator.start(Condition.cat(both) if both else self.condition, self._cache)
         if self._branches == 2 and self.blocks > self._last_guided:
-            self._select_cached(torch.arange(len(self.index_B)))
+            self._select_cached(torch.arange(len(self.index_B), device=self.generator.device))
             self._branches = 1
         start, end = self._spans[self.blocks - 1]
-        return self.generator.step(self.tokens_Bl[:, start:end].repeat(self._branches, 1), self._cache)
+        return self.generator.step(self._tokens_BL[:, start:end].repeat(self._branches, 1), self._cache)
 
     def select(self, rows_B: Tensor, candidate_B: Tensor) -> None:
         """Go on with these rows, int64 [B], and draw from now on as these candidates of their samples, int [B].
@@ -111,8 +106,8 @@ class Drawing:
         """
         batch = len(self.index_B)
         self._select_cached(torch.cat([rows_B + branch * batch for branch in range(self._branches)]))
-        here = rows_B.to(self.tokens_Bl.device)
-        self.tokens_Bl, self.logprobs_Bl = self.tokens_Bl[here], self.logprobs_Bl[here]
+        here = rows_B.to(self._tokens_BL.device)
+        self._tokens_BL, self._logprobs_BL = self._tokens_BL[here], self._logprobs_BL[here]
         self.condition, self.index_B = self.condition[here], self.index_B[rows_B]
         self._uniforms_BL = self._uniforms(candidate_B)
 
@@ -124,6 +119,7 @@ class Drawing:
         """int64 [B, L]: the rows finished by the most likely tokens, on a copy of the cache; `rows_run` counts them."""
         ahead = copy.copy(self)
         ahead._cache = copy.deepcopy(self._cache)
+        ahead._tokens_BL, ahead._logprobs_BL = self._tokens_BL.clone(), self._logprobs_BL.clone()
         ahead.config = replace(self.config, temperature=0)
         while not ahead.done:
             ahead.draw_block()
@@ -141,14 +137,30 @@ class Drawing:
             forwards_per_image=forwards_per_image,
         )
 
-    def _uniforms(self, candidate_B: Tensor) -> Tensor:
-        """float64 [B, L] in [0, 1); drawn on the CPU so that devices agree."""
-        length = self.generator.layout.length
-        numbers = [
-            random_stream(self.config.seed, index, candidate=candidate).random(length)
-            for index, candidate in zip(self.index_B.tolist(), candidate_B.tolist(), strict=True)
-        ]
-        return torch.from_numpy(np.stack(numbers)).to(self.generator.device)
+    def _uniforms(self, candidate_B: Tensor | None) -> Tensor:
+        length, device = self.generator.layout.length, self.generator.device
+        return sample_uniforms(self.config.seed, self.index_B, length, candidate_B).to(device)
+
+
+def sample_uniforms(seed: int, index_B: Tensor, length: int, candidate_B: Tensor | None = None) -> Tensor:
+    """float64 [B, length] in [0, 1): each sample's, or each candidate's of a sample, random numbers.
+
+    Drawn on the CPU so that devices agree.
+    """
+    candidates = [0] * len(index_B) if candidate_B is None else candidate_B.tolist()
+    numbers = [
+        random_stream(seed, index, candidate=candidate).random(length)
+        for index, candidate in zip(index_B.tolist(), candidates, strict=True)
+    ]
+    return torch.from_numpy(np.stack(numbers))
+
+
+def draw_tokens(guided_BnV: Tensor, config: SamplingConfig, uniforms_Bn: Tensor) -> tuple[Tensor, Tensor]:
+    """A block's tokens, int64 [B, n], and their log-probs, float32 [B, n], from guided logits."""
+    logits_BnV = filter_logits(guided_BnV, config)
+    drawn_Bn = draw(logits_BnV, uniforms_Bn)
+    chosen_Bn = logits_BnV.gather(-1, drawn_Bn.unsqueeze(-1)).squeeze(-1)
+    return drawn_Bn, chosen_Bn - logits_BnV.logsumexp(dim=-1)
 
 
 def score(generator: Generator, tokens_BL: Tensor, condition: Condition, config: SamplingConfig) -> Tensor:

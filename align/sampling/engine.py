@@ -1,0 +1,50 @@
+"""The door to sampling: which engine draws."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from align.generators.base import Generator, evaluating
+from align.sampling.graphs import can_record, sample_recorded
+from align.sampling.loop import Drawing
+from align.types import Condition, Rollout, SamplingConfig
+
+
+def sample(
+    generator: Generator, condition: Condition, config: SamplingConfig | None = None, *, index_B: Tensor | None = None
+) -> Rollout:
+    """Draw one image (as tokens) per row of `condition`.
+
+    Sample i's random numbers depend on (config.seed, index_B[i]) alone: batch size and order never change a sample.
+    With guidance_scale 1.0 the null branch is not computed. `generator.engine` says how it is run.
+
+    Args:
+        index_B: int [B] sample indices, 0..B-1 if not given; give distinct ones to batches of one set of samples.
+
+    Raises:
+        ValueError: index_B of another length, or an engine that this generator or its device does not have.
+    """
+    config = config or SamplingConfig()
+    index_B = torch.arange(len(condition)) if index_B is None else index_B.cpu()
+    if len(index_B) != len(condition):
+        raise ValueError(f"index_B has {len(index_B)} rows for a condition of {len(condition)}")
+    if _recorded(generator):
+        return sample_recorded(generator, condition, config, index_B)
+    with evaluating(generator):
+        drawing = Drawing(generator, condition, config, index_B=index_B)
+        while not drawing.done:
+            drawing.draw_block()
+    return drawing.rollout(drawing.rows_run / len(condition))
+
+
+def _recorded(generator: Generator) -> bool:
+    if generator.engine == "eager":
+        return False
+    possible = can_record(generator)
+    if generator.engine == "graphs" and not possible:
+        raise ValueError(
+            f"engine=graphs needs an NVIDIA GPU and a generator whose steps can be recorded; this {generator.family} is on "
+            f"{generator.device}. Use engine=auto, which records where it can, or engine=eager"
+        )
+    return possible
