@@ -46,6 +46,7 @@ def make_generator(config: DictConfig, **extra: Any) -> Generator:
             f"{config.checkpoint} is {generator.family} {generator.size_name or 'of an unpublished size'}, and this recipe's settings are for {config.size}. "
             "Choose the experiment of its size, or set generator.size=null to use these settings all the same"
         )
+    generator.engine = config.engine
     if config.adapter is not None:
         merge_saved_adapters(generator, Path(config.adapter))
     return generator

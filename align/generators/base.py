@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from align.types import Condition
 
-# eager: kernel by kernel; graphs: by CUDA graphs; auto: graphs where they are possible
-ENGINES = ("auto", "eager", "graphs")
+# eager: kernel by kernel; graphs: by CUDA graphs; compile: graphs of layers that torch.compile has fused, which takes
+# about a minute at first; auto: graphs where they are possible, else eager
+ENGINES = ("auto", "eager", "graphs", "compile")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Generator(nn.Module, ABC):
     recordable: bool = (
         False  # whether all of its sampling may be recorded as one CUDA graph: nothing waits for the device
     )
+    compilable: bool = False  # whether its steps ask for fused layers
     gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
 
     @abstractmethod
@@ -132,6 +135,10 @@ class Generator(nn.Module, ABC):
     def save_published(self, path: Path | str) -> None:
         """Write the weights in the format that the original authors' code reads."""
 
+    def fused(self, layer: nn.Module) -> Callable[..., Tensor]:
+        """A layer as recorded steps run it. All of one class share what torch.compile makes of it."""
+        return partial(_compile(type(layer)), layer) if self.engine == "compile" else layer
+
     def companions(self) -> list[Any]:
         """What copies of the generator share: frozen networks beside it, the file it came from."""
         return []
@@ -139,6 +146,17 @@ class Generator(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+_compiled: dict[type[nn.Module], Callable[..., Tensor]] = {}
+
+
+def _compile(kind: type[nn.Module]) -> Callable[..., Tensor]:
+    if kind not in _compiled:
+        # for each shape by itself: a cache is read at few lengths, and kernels for unknown ones are slower
+        run = torch.compile(kind.forward, fullgraph=True, dynamic=False)
+        _compiled[kind] = torch._dynamo.config.patch(recompile_limit=64)(run)
+    return _compiled[kind]
 
 
 @contextlib.contextmanager

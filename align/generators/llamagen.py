@@ -145,6 +145,7 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
     """Everything but the condition's embedding `cls_embedding`, which comes first among the file's tensors."""
 
     wrapper = "model"
+    compilable = True
 
     def __init__(self, config: LlamaGenConfig, cls_embedding: nn.Module, tokenizer: VQTokenizer | None = None) -> None:
         super().__init__(tokenizer)
@@ -254,7 +255,8 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
         """Logits after x [B, n, C], which goes to these cells of the cache and sees its first `length`."""
         rope = self.rope()[cells]
         for layer, kv in zip(self.layers, cache.layers, strict=True):
-            x = layer(x, rope, mask, kv[:, :, :, :length], cells)
+            run = self.fused(layer) if isinstance(cells, Tensor) else layer
+            x = run(x, rope, mask, kv[:, :, :, :length], cells)
         return self.output(self.norm(x[:, -1:])).float()
 
     def select_rows(self, cache: LlamaGenCache, rows_B: Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from align.generators.base import Generator, evaluating
+from align.generators.base import ENGINES, Generator, evaluating
 from align.sampling.graphs import can_record, sample_recorded
 from align.sampling.loop import Drawing
 from align.types import Condition, Rollout, SamplingConfig
@@ -39,12 +39,16 @@ def sample(
 
 
 def _recorded(generator: Generator) -> bool:
+    """Raises ValueError where the engine that was asked for is not to be had."""
+    if generator.engine not in ENGINES:
+        raise ValueError(f"unknown engine {generator.engine!r}; known: {', '.join(ENGINES)}")
     if generator.engine == "eager":
         return False
     possible = can_record(generator)
-    if generator.engine == "graphs" and not possible:
+    asked = generator.engine != "auto"
+    if (asked and not possible) or (generator.engine == "compile" and not generator.compilable):
         raise ValueError(
-            f"engine=graphs needs an NVIDIA GPU and a generator whose steps can be recorded; this {generator.family} is on "
-            f"{generator.device}. Use engine=auto, which records where it can, or engine=eager"
+            f"engine={generator.engine} needs an NVIDIA GPU and a generator that is made for it; this {generator.family} "
+            f"is on {generator.device}. Use engine=auto, which records CUDA graphs where it can, or engine=eager"
         )
     return possible
