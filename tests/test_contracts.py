@@ -134,10 +134,16 @@ def test_graphs_draw_what_the_eager_loop_draws(any_generator: PublishedGenerator
         any_generator.cpu()
 
 
-def test_graphs_are_refused_where_there_is_no_gpu(any_generator: PublishedGenerator, condition: Condition) -> None:
-    any_generator.engine = "graphs"
+def test_an_engine_that_is_not_to_be_had_is_refused(any_generator: PublishedGenerator, condition: Condition) -> None:
     try:
-        with pytest.raises(ValueError, match="engine=graphs needs an NVIDIA GPU .* is on cpu. Use engine=auto"):
+        any_generator.engine = "graphs"
+        expected = "engine=graphs needs whole weights on an NVIDIA GPU; .* is on cpu. Use engine=auto"
+        if any_generator.family == "infinity":
+            expected = "infinity cannot be sampled with engine=graphs; it has auto, eager"
+        with pytest.raises(ValueError, match=expected):
+            sample(any_generator, condition)
+        any_generator.engine = "fast"
+        with pytest.raises(ValueError, match="unknown engine 'fast'; known: auto, eager, graphs, compile, native"):
             sample(any_generator, condition)
     finally:
         any_generator.engine = "auto"

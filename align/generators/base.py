@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from align.types import Condition
 
-# eager: kernel by kernel; graphs: by CUDA graphs; compile: graphs of layers that torch.compile has fused, which takes
-# about a minute at first; auto: graphs where they are possible, else eager
-ENGINES = ("auto", "eager", "graphs", "compile")
+# eager: operation by operation; graphs: by CUDA graphs; compile: graphs of layers that torch.compile has fused, which
+# takes about a minute at first; native: by a kernel of our own on a CPU; auto: graphs or native where they are possible
+ENGINES = ("auto", "eager", "graphs", "compile", "native")
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,7 @@ class Generator(nn.Module, ABC):
         str, ...
     ] = ()  # parts of names that the authors exempt from weight decay, beside all of one dimension
     engine: str = "auto"  # how samples are drawn, one of ENGINES
-    recordable: bool = (
-        False  # whether all of its sampling may be recorded as one CUDA graph: nothing waits for the device
-    )
-    compilable: bool = False  # whether its steps ask for fused layers
+    engines: tuple[str, ...] = ()  # those it has beside eager
     gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
 
     @abstractmethod

@@ -34,6 +34,7 @@ class Janus(PublishedGenerator[VQTokenizer]):
     """Its conditions hold {"ids": int64 [B, T], "mask": bool [B, T]}; ids are 0 where the mask is False."""
 
     family = "janus"
+    engines = ("graphs",)
     prompt_tokenizer: PromptTokenizer | None = None
 
     def __init__(self, config: JanusConfig, tokenizer: VQTokenizer | None = None) -> None:

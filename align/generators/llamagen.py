@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from align.generators.base import TokenLayout
+from align.generators.decode import MAX_ROWS, DecodeStep, StepSizes, missing
 from align.generators.labels import ClassConditional
 from align.generators.published import PublishedGenerator, describe
 from align.tokenizers import VQTokenizer
@@ -28,6 +29,11 @@ from align.types import Condition
 # the published sizes by model width: name, layers, and heads, which shapes cannot tell
 PUBLISHED = {768: ("B", 12, 12), 1024: ("L", 24, 16), 1280: ("XL", 36, 20), 1536: ("XXL", 48, 24), 3200: ("3B", 24, 32)}
 ROPE_BASE = 10000.0
+# of a layer, in the order that the kernel takes them
+KERNEL_WEIGHTS = (
+    *("attention_norm", "attention.wqkv", "attention.wo"),
+    *("ffn_norm", "feed_forward.w1", "feed_forward.w3", "feed_forward.w2"),
+)
 
 
 @dataclass(frozen=True)
@@ -139,13 +145,14 @@ class LlamaGenCache:
     layers: list[Tensor]
     position: int = 0
     visible_BS: Tensor | None = None
+    kernel: DecodeStep | None = None
 
 
 class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
     """Everything but the condition's embedding `cls_embedding`, which comes first among the file's tensors."""
 
     wrapper = "model"
-    compilable = True
+    engines = ("graphs", "compile", "native")
 
     def __init__(self, config: LlamaGenConfig, cls_embedding: nn.Module, tokenizer: VQTokenizer | None = None) -> None:
         super().__init__(tokenizer)
@@ -226,6 +233,8 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
     def start(self, condition: Condition, cache: LlamaGenCache) -> Tensor:
         prefix, visible_BT = self.prefix(condition)
         length = prefix.shape[1]
+        if length == 1 and visible_BT is None and self._has_kernel(cache):
+            return self._kernel_step(prefix[:, 0], cache)
         if visible_BT is not None:
             cache.visible_BS = _visible(visible_BT, length + self.layout.length - 1)
         mask = torch.ones(length, length, dtype=torch.bool, device=prefix.device).tril()
@@ -235,6 +244,8 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
         return self._append(prefix, cache, mask)
 
     def step(self, tokens_Bn: Tensor, cache: LlamaGenCache) -> Tensor:
+        if self._has_kernel(cache):
+            return self._kernel_step(self.tok_embeddings(tokens_Bn[:, 0]), cache)
         visible_BS = cache.visible_BS
         mask = None if visible_BS is None else visible_BS[:, None, None, : cache.position + tokens_Bn.shape[1]]
         return self._append(self.tok_embeddings(tokens_Bn), cache, mask)
@@ -244,6 +255,54 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
         if cache.visible_BS is not None:
             mask = (mask & cache.visible_BS[:, :length])[:, None, None]
         return self._advance(self.tok_embeddings(tokens_B1), cache, mask, cell_1, length)
+
+    def _kernel_step(self, x_BC: Tensor, cache: LlamaGenCache) -> Tensor:
+        assert cache.kernel is not None
+        cache.position += 1
+        return cache.kernel(x_BC.float().contiguous(), cache.position - 1)
+
+    def _has_kernel(self, cache: LlamaGenCache) -> bool:
+        """Whether the CPU's own step serves this cache; bound to it if so.
+
+        Raises:
+            ValueError: engine=native, and it does not.
+        """
+        if cache.kernel is not None:
+            return True
+        problem = self._no_kernel(cache)
+        if problem is None:
+            state = self.state_dict(keep_vars=True)
+            names = [f"{name}.weight" for name in KERNEL_WEIGHTS]
+            layers = [[*(state[f"layers.{i}.{name}"] for name in names), kv] for i, kv in enumerate(cache.layers)]
+            cache.kernel = DecodeStep(
+                *(self._step_sizes(cache), layers, state["norm.weight"], state["output.weight"], self.rope()),
+                cache.visible_BS,
+            )
+        elif self.engine == "native":
+            raise ValueError(f"engine=native cannot be used: {problem}. Use engine=auto, or engine=eager")
+        return cache.kernel is not None
+
+    def _no_kernel(self, cache: LlamaGenCache) -> str | None:
+        weight, sizes = self.output.weight, self._step_sizes(cache)
+        if weight.device.type != "cpu" or self.engine not in ("auto", "native"):
+            return f"it is for the CPU, and this generator is on {weight.device}"
+        if not sizes.supported():
+            return f"it is for up to {MAX_ROWS} rows and heads of 16 to 128 in steps of 16, and these are {sizes}"
+        if self.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return "it is for sampling alone, without dropout, gradients or autocast"
+        parts = [part for part in (*self.layers.modules(), self.norm, self.output) if not list(part.children())]
+        plain = all(type(part) in (nn.Linear, nn.Dropout, _RMSNorm) for part in parts)
+        if not plain or any(weight.dtype != parameter.dtype for parameter in self.layers.parameters()):
+            return "its layers are not plain ones of one dtype (adapters are on?)"
+        if weight.dtype not in (torch.float32, torch.bfloat16):
+            return f"it is for float32 and bfloat16, and the weights are {weight.dtype}"
+        return missing()
+
+    def _step_sizes(self, cache: LlamaGenCache) -> StepSizes:
+        sizes, rows, capacity = self.sizes, cache.layers[0].shape[1], cache.layers[0].shape[3]
+        return StepSizes(
+            *(sizes.num_layers, rows, sizes.dim, sizes.num_heads, sizes.hidden_dim, self.vocab_size, capacity)
+        )
 
     def _append(self, x: Tensor, cache: LlamaGenCache, mask: Tensor | None) -> Tensor:
         start, cache.position = cache.position, cache.position + x.shape[1]
@@ -262,6 +321,7 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
     def select_rows(self, cache: LlamaGenCache, rows_B: Tensor) -> None:
         for layer, kv in enumerate(cache.layers):
             cache.layers[layer] = kv[:, rows_B]
+        cache.kernel = None
         cache.visible_BS = None if cache.visible_BS is None else cache.visible_BS[rows_B]
 
     def first_rows(self, cache: LlamaGenCache, rows: int) -> LlamaGenCache:

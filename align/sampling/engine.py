@@ -39,16 +39,16 @@ def sample(
 
 
 def _recorded(generator: Generator) -> bool:
-    """Raises ValueError where the engine that was asked for is not to be had."""
-    if generator.engine not in ENGINES:
-        raise ValueError(f"unknown engine {generator.engine!r}; known: {', '.join(ENGINES)}")
-    if generator.engine == "eager":
-        return False
-    possible = can_record(generator)
-    asked = generator.engine != "auto"
-    if (asked and not possible) or (generator.engine == "compile" and not generator.compilable):
+    """Whether CUDA graphs draw. Raises ValueError where the engine that was asked for is not to be had."""
+    engine, possible = generator.engine, can_record(generator)
+    if engine not in ENGINES:
+        raise ValueError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
+    if engine not in ("auto", "eager", *generator.engines):
+        known = ", ".join(("auto", "eager", *generator.engines))
+        raise ValueError(f"{generator.family} cannot be sampled with engine={engine}; it has {known}")
+    if engine in ("graphs", "compile") and not possible:
         raise ValueError(
-            f"engine={generator.engine} needs an NVIDIA GPU and a generator that is made for it; this {generator.family} "
-            f"is on {generator.device}. Use engine=auto, which records CUDA graphs where it can, or engine=eager"
+            f"engine={engine} needs whole weights on an NVIDIA GPU; this {generator.family} is on {generator.device}. "
+            "Use engine=auto, which records CUDA graphs where it can, or engine=eager"
         )
-    return possible
+    return possible and engine not in ("eager", "native")

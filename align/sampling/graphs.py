@@ -146,9 +146,9 @@ _samplers: WeakKeyDictionary[Generator, tuple[Any, RecordedSampler, int]] = Weak
 
 
 def can_record(generator: Generator) -> bool:
-    """Whether its sampling may be recorded: on an NVIDIA GPU, by steps that never wait for the device."""
-    whole = next(generator.parameters()).is_cuda and type(next(generator.parameters())).__name__ != "DTensor"
-    return whole and (isinstance(generator, StaticSteps) or generator.recordable)
+    """Whether its steps may be recorded here: made for it, on an NVIDIA GPU, with weights that are whole and stay in place."""
+    weight = next(generator.parameters())
+    return "graphs" in generator.engines and weight.is_cuda and type(weight).__name__ != "DTensor"
 
 
 def sample_recorded(generator: Generator, condition: Condition, config: SamplingConfig, index_B: Tensor) -> Rollout:

@@ -157,6 +157,8 @@ def sample_uniforms(seed: int, index_B: Tensor, length: int, candidate_B: Tensor
 
 def draw_tokens(guided_BnV: Tensor, config: SamplingConfig, uniforms_Bn: Tensor) -> tuple[Tensor, Tensor]:
     """A block's tokens, int64 [B, n], and their log-probs, float32 [B, n], from guided logits."""
+    if config.temperature == 0:  # a point mass needs no random numbers
+        return guided_BnV.argmax(dim=-1), torch.zeros(guided_BnV.shape[:-1], device=guided_BnV.device)
     logits_BnV = filter_logits(guided_BnV, config)
     drawn_Bn = draw(logits_BnV, uniforms_Bn)
     chosen_Bn = logits_BnV.gather(-1, drawn_Bn.unsqueeze(-1)).squeeze(-1)
