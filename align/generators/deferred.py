@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,8 +57,8 @@ class DeferredLogits:
             span = slice(start, start + hidden_BnC.shape[1] * self.tokens_each)
             if torch.is_grad_enabled():
                 # heads draw no random numbers
-                settings = {"use_reentrant": False, "preserve_rng_state": False}
-                parts.append(checkpoint(self._read, reader, hidden_BnC, span, **settings))
+                read = partial(checkpoint, self._read, use_reentrant=False, preserve_rng_state=False)
+                parts.append(read(reader, hidden_BnC, span))
             else:
                 parts.append(self._read(reader, hidden_BnC, span))
             start = span.stop

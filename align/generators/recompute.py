@@ -33,10 +33,10 @@ def run_block(mode: Recompute, block: Callable[..., Tensor], *inputs: Any, **set
     """
     if mode is False or not torch.is_grad_enabled():
         return block(*inputs, **settings)
-    contexts = (
-        {"context_fn": partial(create_selective_checkpoint_contexts, _keep_products)} if mode == "selective" else {}
-    )
-    return checkpoint(block, *inputs, use_reentrant=False, **contexts, **settings)
+    again: Callable[..., Tensor] = partial(checkpoint, block, use_reentrant=False)
+    if mode == "selective":
+        again = partial(again, context_fn=partial(create_selective_checkpoint_contexts, _keep_products))
+    return again(*inputs, **settings)
 
 
 def _keep_products(context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
