@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from align.files import sha256_of_tensors
 from align.generators import Generator
+from align.generators.recompute import CHOICES
 from align.training.adapters import add_adapters, merge_adapters, save_adapters
 from align.training.checkpoints import is_complete, latest_checkpoint, rewind_logs
 from align.training.inputs import Needs, Objective
@@ -84,6 +85,7 @@ def train_generator(
     from align.training.callbacks import ProgressBar, SampleGrid, StopOnSignal
     from align.training.preflight import preflight
     from align.training.trainer import AlignTrainer
+    from recipes.run_memory import look_at_memory
 
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
     values = {key: value for key, value in trainer_config.items() if key not in OURS}
@@ -99,7 +101,10 @@ def train_generator(
         )
     except TypeError as error:
         raise ValueError(f"trainer section: {error}; its fields are those of transformers.TrainingArguments") from error
-    generator.gradient_checkpointing = trainer_config["gradient_checkpointing"]
+    chosen = trainer_config["gradient_checkpointing"]
+    if chosen not in CHOICES:
+        raise ValueError(f"trainer.gradient_checkpointing is {chosen!r}; known: false, selective, true")
+    generator.gradient_checkpointing = chosen
     stop, watch = StopOnSignal(), Alarms(folder, **(alarms or {}))
     callbacks: list[TrainerCallback] = [ProgressBar(description), stop, watch]
     if every := trainer_config["sample_every"]:
@@ -124,7 +129,7 @@ def train_generator(
     if resume:
         say(f"resuming from {checkpoint}" if checkpoint else "no whole checkpoint to resume from; starting at step 0")
     # a resumed policy has left its reference: what is checked is the start
-    found = preflight(trainer) if check_first and checkpoint is None else []
+    found = [*look_at_memory(trainer), *preflight(trainer)] if check_first and checkpoint is None else []
     with stop:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < trainer.state.max_steps:

@@ -13,11 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from align.generators.deferred import DeferredLogits
+from align.generators.recompute import Recompute
 from align.types import Condition
 
 # eager: operation by operation; graphs: by CUDA graphs; compile: graphs of layers that torch.compile has fused, which
 # takes about a minute at first; native: by a kernel of our own on a CPU; auto: graphs or native where they are possible
 ENGINES = ("auto", "eager", "graphs", "compile", "native")
+
+# what is made of the logits before they exist
+Readout = Callable[[DeferredLogits], Any]
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Generator(nn.Module, ABC):
     ] = ()  # parts of names that the authors exempt from weight decay, beside all of one dimension
     engine: str = "auto"  # how samples are drawn, one of ENGINES
     engines: tuple[str, ...] = ()  # those it has beside eager
-    gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
+    gradient_checkpointing: Recompute = False  # which activations the backward pass computes again: see `run_block`
 
     @abstractmethod
     def encode_condition(self, raw: Any) -> Condition:
@@ -71,13 +76,34 @@ class Generator(nn.Module, ABC):
     def null_condition(self, like: Condition) -> Condition:
         """The unconditional twin of `like`: same rows, same shapes."""
 
-    @abstractmethod
-    def forward(self, tokens_BL: Tensor, condition: Condition, *, context_BL: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens_BL: Tensor,
+        condition: Condition,
+        *,
+        context_BL: Tensor | None = None,
+        readout: Readout | None = None,
+    ) -> Any:
         """Teacher forcing: float32 logits [B, L, V] where logits[:, i] scores tokens[:, i].
 
-        `context_BL` replaces the tokens as the network's input (VA-π's noised context); every scored token still sees
-        only the blocks before its own.
+        Args:
+            context_BL: replaces the tokens as the network's input (VA-π's noised context); every scored token still sees
+                only the blocks before its own.
+            readout: its result is returned instead. It is given the logits deferred, to read them without ever holding
+                them all. Here and not outside, since wrappers (DDP, FSDP) know of what happens within `forward` alone.
+
+        Raises:
+            ValueError: another number of tokens than an image has.
         """
+        inputs_BL = tokens_BL if context_BL is None else context_BL
+        if inputs_BL.shape[1] != self.layout.length:
+            raise ValueError(f"got {inputs_BL.shape[1]} tokens an image; this generator has {self.layout.length}")
+        logits = self.teacher_force(inputs_BL, condition)
+        return logits.whole() if readout is None else readout(logits)
+
+    @abstractmethod
+    def teacher_force(self, inputs_BL: Tensor, condition: Condition) -> DeferredLogits:
+        """The network over a whole image's tokens, up to its output layer."""
 
     @abstractmethod
     def new_cache(self, rows: int) -> Any:

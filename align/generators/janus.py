@@ -16,14 +16,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from align.generators.base import TokenLayout
 from align.generators.captions import null_beta
+from align.generators.deferred import DeferredLogits
 from align.generators.janus_config import JanusConfig
 from align.generators.janus_keys import published_name
 from align.generators.janus_prompts import PromptTokenizer
 from align.generators.published import PublishedGenerator
+from align.generators.recompute import run_block
 from align.text.features import prepare_captions
 from align.tokenizers import VQTokenizer
 from align.tokenizers.blocks import PIXEL_CHUNK
@@ -134,14 +135,12 @@ class Janus(PublishedGenerator[VQTokenizer]):
 
     # --- teacher forcing
 
-    def forward(self, tokens_BL: Tensor, condition: Condition, *, context_BL: Tensor | None = None) -> Tensor:
-        inputs_BL = tokens_BL if context_BL is None else context_BL
-        self.check_length(inputs_BL)
+    def teacher_force(self, inputs_BL: Tensor, condition: Condition) -> DeferredLogits:
         prompt = self._embed_prompt(condition)
         places = _Places.of(condition.tensors["mask"], self.layout.length - 1)
         x = torch.cat([prompt, self._embed(inputs_BL[:, :-1])], dim=1)
         x = self._run(x, places.positions_BS, places.square_mask(x.shape[1]))
-        return self._logits(x[:, prompt.shape[1] - 1 :])
+        return DeferredLogits(x[:, prompt.shape[1] - 1 :], self._logits, self.vocab_size)
 
     def _embed(self, tokens_Bn: Tensor) -> Tensor:
         return self.model.generation_aligner(self.model.generation_embeddings(tokens_Bn))
@@ -154,8 +153,8 @@ class Janus(PublishedGenerator[VQTokenizer]):
         llama = self.model.language_model
         settings = {"attention_mask": mask, "position_embeddings": llama.rotary_emb(x, positions)}
         for layer in llama.layers:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, **settings, use_reentrant=False)
+            if cache is None:
+                x = run_block(self.gradient_checkpointing, layer, x, **settings)
             else:
                 x = layer(x, **settings, **{self.model.cache_argument: cache})
         return llama.norm(x)

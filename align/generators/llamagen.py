@@ -17,12 +17,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from align.generators.base import TokenLayout
 from align.generators.decode import MAX_ROWS, DecodeStep, StepSizes, missing
+from align.generators.deferred import DeferredLogits
 from align.generators.labels import ClassConditional
 from align.generators.published import PublishedGenerator, describe
+from align.generators.recompute import run_block
 from align.tokenizers import VQTokenizer
 from align.types import Condition
 
@@ -182,9 +183,7 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
 
     # --- teacher forcing
 
-    def forward(self, tokens_BL: Tensor, condition: Condition, *, context_BL: Tensor | None = None) -> Tensor:
-        inputs_BL = tokens_BL if context_BL is None else context_BL
-        self.check_length(inputs_BL)
+    def teacher_force(self, inputs_BL: Tensor, condition: Condition) -> DeferredLogits:
         prefix, visible_BT = self.prefix(condition)
         x = self.dropout(torch.cat([prefix, self.tok_embeddings(inputs_BL[:, :-1])], dim=1))
         rope, mask = self.rope(), None
@@ -196,11 +195,11 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
             )
             mask = mask[:, None]
         for layer in self.layers:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rope, mask, use_reentrant=False)
-            else:
-                x = layer(x, rope, mask)
-        return self.output(self.norm(x[:, prefix.shape[1] - 1 :])).float()
+            x = run_block(self.gradient_checkpointing, layer, x, rope, mask)
+        return DeferredLogits(x[:, prefix.shape[1] - 1 :], self._logits, self.vocab_size)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.output(self.norm(x)).float()
 
     @property
     def condition_width(self) -> int:
@@ -316,7 +315,7 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
         for layer, kv in zip(self.layers, cache.layers, strict=True):
             run = self.fused(layer) if isinstance(cells, Tensor) else layer
             x = run(x, rope, mask, kv[:, :, :, :length], cells)
-        return self.output(self.norm(x[:, -1:])).float()
+        return self._logits(x[:, -1:])
 
     def select_rows(self, cache: LlamaGenCache, rows_B: Tensor) -> None:
         for layer, kv in enumerate(cache.layers):
@@ -382,10 +381,9 @@ class _RMSNorm(nn.Module):
 
 def _rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Rotate the interleaved pairs of x [B, L, heads, head_dim] by rope [L, head_dim/2, 2], in float32."""
-    pairs = x.float().unflatten(-1, (-1, 2))
-    cos, sin = rope[:, None, :, 0], rope[:, None, :, 1]
-    even, odd = pairs[..., 0], pairs[..., 1]
-    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).type_as(x)
+    # as complex numbers: the same bits as by their parts, in one pass over memory instead of eight
+    turned = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * torch.view_as_complex(rope)[:, None]
+    return torch.view_as_real(turned).flatten(-2).type_as(x)
 
 
 class _Attention(nn.Module):

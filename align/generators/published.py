@@ -94,10 +94,6 @@ class PublishedGenerator(Generator, Generic[Tokenizer]):
             )
         return self.tokenizer.to(self.device)
 
-    def check_length(self, tokens_BL: Tensor) -> None:
-        if tokens_BL.shape[1] != self.layout.length:
-            raise ValueError(f"got {tokens_BL.shape[1]} tokens an image; this generator has {self.layout.length}")
-
     # --- published format
 
     @property

@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from align.generators.base import TokenLayout
+from align.generators.deferred import DeferredLogits
 from align.generators.labels import ClassConditional
 from align.generators.next_scale import AdaptiveNorm, DropPath, FeedForward, normalize
 from align.generators.published import describe
+from align.generators.recompute import run_block
 from align.tokenizers import MultiscaleVQTokenizer
 from align.tokenizers.multiscale_vq import SCALES_256, SCALES_512, check_patch_nums, shrink
 from align.types import Condition
@@ -204,9 +206,7 @@ class VAR(ClassConditional[MultiscaleVQTokenizer]):
 
     # --- teacher forcing
 
-    def forward(self, tokens_BL: Tensor, condition: Condition, *, context_BL: Tensor | None = None) -> Tensor:
-        inputs_BL = tokens_BL if context_BL is None else context_BL
-        self.check_length(inputs_BL)
+    def teacher_force(self, inputs_BL: Tensor, condition: Condition) -> DeferredLogits:
         tokenizer = self._reader()
         # the tokenizer runs in full precision, as when it made the tokens
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
@@ -215,11 +215,8 @@ class VAR(ClassConditional[MultiscaleVQTokenizer]):
         x = torch.cat([class_BC.unsqueeze(1) + self.pos_start, self._embed(inputs)], dim=1) + self._positions()
         modulation = self._modulation(class_BC)
         for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, modulation, self.attn_bias_for_masking, use_reentrant=False)
-            else:
-                x = block(x, modulation, self.attn_bias_for_masking)
-        return self._logits(x, class_BC)
+            x = run_block(self.gradient_checkpointing, block, x, modulation, self.attn_bias_for_masking)
+        return DeferredLogits(x, partial(self._logits, class_BC=class_BC), self.vocab_size)
 
     @property
     def condition_width(self) -> int:

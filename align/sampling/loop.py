@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from align.generators.base import Generator, TokenLayout
+from align.generators.deferred import DeferredLogits
 from align.sampling.logits import draw, filter_logits, guide, sampling_logprobs
 from align.types import Condition, Rollout, SamplingConfig
 
@@ -171,25 +172,32 @@ def score(generator: Generator, tokens_BL: Tensor, condition: Condition, config:
     Differentiable. For a rollout's own tokens and config these are its behaviour log-probs; -inf where a filter would
     have excluded the token.
     """
-    null_BLV = None
+    null: DeferredLogits | None = None
     if is_guided(config, generator.layout):
-        null_BLV = generator(tokens_BL, generator.null_condition(condition))
-    logprobs_BLV = distribution(generator(tokens_BL, condition), null_BLV, generator.layout, config)
-    return logprobs_BLV.gather(-1, tokens_BL.unsqueeze(-1)).squeeze(-1)
+        null = generator(tokens_BL, generator.null_condition(condition), readout=lambda logits: logits)
+
+    def read(cond_BnV: Tensor, span: slice) -> dict[str, Tensor]:
+        null_BnV = None if null is None else null.part(span)
+        logprobs_BnV = distribution(cond_BnV, null_BnV, generator.layout, config, span)
+        return {"logprobs": logprobs_BnV.gather(-1, tokens_BL[:, span].unsqueeze(-1)).squeeze(-1)}
+
+    return generator(tokens_BL, condition, readout=lambda logits: logits.read(read))["logprobs"]
 
 
-def distribution(cond_BLV: Tensor, null_BLV: Tensor | None, layout: TokenLayout, config: SamplingConfig) -> Tensor:
-    """float32 [B, L, V]: log-probabilities that `config` samples from, given the raw logits of both branches.
+def distribution(
+    cond_BnV: Tensor, null_BnV: Tensor | None, layout: TokenLayout, config: SamplingConfig, span: slice = slice(None)
+) -> Tensor:
+    """float32 [B, n, V]: log-probabilities that `config` samples from, given the raw logits of both branches.
 
-    `null_BLV` may be None where nothing is guided.
+    `null_BnV` may be None where nothing is guided. `span`: which tokens of the image these are; all of them if not given.
     """
-    if null_BLV is not None:
-        sizes = torch.tensor(layout.block_sizes, device=cond_BLV.device)
-        scales = torch.tensor(block_scales(config, len(layout.block_sizes)), device=cond_BLV.device)
-        scale_L1 = scales.repeat_interleave(sizes).unsqueeze(-1)
+    if null_BnV is not None:
+        sizes = torch.tensor(layout.block_sizes, device=cond_BnV.device)
+        scales = torch.tensor(block_scales(config, len(layout.block_sizes)), device=cond_BnV.device)
+        scale_n1 = scales.repeat_interleave(sizes)[span].unsqueeze(-1)
         # where guidance is off the conditional logits stay as they are, to the last bit
-        cond_BLV = torch.where(scale_L1 == 1.0, cond_BLV, guide(cond_BLV, null_BLV, scale_L1))
-    return sampling_logprobs(cond_BLV, config)
+        cond_BnV = torch.where(scale_n1 == 1.0, cond_BnV, guide(cond_BnV, null_BnV, scale_n1))
+    return sampling_logprobs(cond_BnV, config)
 
 
 def is_guided(config: SamplingConfig, layout: TokenLayout) -> bool:

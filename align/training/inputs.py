@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from align.generators.base import Generator
+from align.generators.deferred import DeferredLogits
 from align.objectives.logprobs import token_entropy, token_logprobs
 from align.sampling import distribution, is_guided
 from align.types import Condition, LossOutput, SamplingConfig
@@ -255,29 +256,20 @@ def _joined(labels: Sequence[Any]) -> Any:
     return [label for part in labels for label in part]
 
 
-def compute_logits(
-    forward: Callable[..., Tensor], batch: Batch, given: Mapping[str, Condition], rows: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], Tensor]:
-    """Logits [B, L, V] for each (batch field, condition name), by one forward of all of them."""
-    tokens = torch.cat([batch[name] for name, _ in rows])
-    logits = forward(tokens, Condition.cat([given[condition] for _, condition in rows]))
-    return dict(zip(rows, logits.chunk(len(rows)), strict=True))
-
-
 def model_inputs(
-    forward: Callable[..., Tensor],
+    forward: Callable[..., Any],
     generator: Generator,
     batch: Batch,
     given: Mapping[str, Condition],
     wanted: Sequence[ModelInput],
     scoring: Scoring,
-    reference: Callable[..., Tensor] | None = None,
+    reference: Callable[..., Any] | None = None,
     watch: str | None = None,
 ) -> dict[str, Tensor]:
-    """The wanted inputs of one model.
+    """The wanted inputs of one model, by one forward of all rows, whose logits are whole only where they are wanted whole.
 
     Args:
-        forward: tokens and condition to logits: the policy as the trainer wraps it, or a reference.
+        forward: `Generator.forward`: of the policy as the trainer wraps it, or of a reference.
         generator: the same model unwrapped, for its layout.
         reference: gives the null logits where `scoring.null_branch` says so.
         watch: a view whose entropy is wanted for the log only, without gradient, as "watched_entropy_BL".
@@ -287,45 +279,64 @@ def model_inputs(
     rows = list(dict.fromkeys(item.view.rows for item in wanted))
     rollout, null = VIEWS["rollout"].rows, VIEWS["unconditional"].rows
     guided = rollout in rows and is_guided(scoring.config, generator.layout)
-    if guided and scoring.null_branch == "trains" and null not in rows:
-        rows.append(null)
-    logits = compute_logits(forward, batch, given, rows)
-    null_BLV = logits.get(null) if guided else None
-    if guided and scoring.null_branch != "trains":
+    fixed_null: DeferredLogits | None = None
+    if guided and scoring.null_branch == "trains":
+        rows = list(dict.fromkeys([*rows, null]))
+    elif guided:
         source = generator if scoring.null_branch == "detached" else reference
         if source is None:
             raise ValueError("null_branch=reference needs a reference; set reference.kind=frozen")
         with torch.no_grad():
-            null_BLV = source(batch["rollout"], given["null"])
+            fixed_null = source(batch["rollout"], given["null"], readout=lambda logits: logits)
 
-    def of_view(name: str) -> Tensor:
-        found_BLV = logits[VIEWS[name].rows]
-        if name == "rollout":
-            return distribution(found_BLV, null_BLV, generator.layout, scoring.config)
-        if name == "unfiltered":
-            return distribution(found_BLV, null_BLV, generator.layout, replace(scoring.config, top_k=0, top_p=1.0))
-        return found_BLV
+    def read(logits_RnV: Tensor, span: slice) -> dict[str, Tensor]:
+        """Of some tokens: logits of all rows to the wanted inputs."""
+        logits = dict(zip(rows, logits_RnV.chunk(len(rows)), strict=True))
+        null_BnV = None
+        if fixed_null is not None:
+            with torch.no_grad():
+                null_BnV = fixed_null.part(span)
+        elif guided:
+            null_BnV = logits[null]
 
-    views = {name: of_view(name) for name in dict.fromkeys(item.view_name for item in wanted)}
-    found = {item.name: _shaped(views[item.view_name], batch[item.view.tokens], item.shape) for item in wanted}
-    if watch is not None:
-        with torch.no_grad():
-            found["watched_entropy_BL"] = token_entropy(views[watch])
-    return found
+        def of_view(name: str) -> Tensor:
+            found_BnV = logits[VIEWS[name].rows]
+            if name not in ("rollout", "unfiltered"):
+                return found_BnV
+            config = scoring.config if name == "rollout" else replace(scoring.config, top_k=0, top_p=1.0)
+            return distribution(found_BnV, null_BnV, generator.layout, config, span)
+
+        views = {name: of_view(name) for name in dict.fromkeys(item.view_name for item in wanted)}
+        found = {
+            item.name: _shaped(views[item.view_name], batch[item.view.tokens][..., span], item.shape) for item in wanted
+        }
+        if watch is not None:
+            with torch.no_grad():
+                found["watched_entropy_BL"] = token_entropy(views[watch])
+        return found
+
+    def readout(logits: DeferredLogits) -> dict[str, Tensor]:
+        if any(item.shape == "BLV" for item in wanted):
+            return read(logits.whole(), slice(0, generator.layout.length))
+        return logits.read(read)
+
+    tokens_RL = torch.cat([batch[name] for name, _ in rows])
+    found = forward(tokens_RL, Condition.cat([given[condition] for _, condition in rows]), readout=readout)
+    return {name: value.sum(dim=-1) if name.endswith("_B") else value for name, value in found.items()}
 
 
-def _shaped(logits_BLV: Tensor, tokens: Tensor, shape: str) -> Tensor:
+def _shaped(logits_BnV: Tensor, tokens: Tensor, shape: str) -> Tensor:
+    """What is asked for of some tokens; `B` is summed over all of them later."""
     if shape == "BLV":
-        return logits_BLV
+        return logits_BnV
     if shape == "entropy_BL":
-        return token_entropy(logits_BLV)
+        return token_entropy(logits_BnV)
     if shape == "BGL":
         # G sequences an image read the same logits
-        logprobs_BLV = logits_BLV.log_softmax(dim=-1)
-        return logprobs_BLV.gather(-1, tokens.transpose(1, 2)).transpose(1, 2)
+        logprobs_BnV = logits_BnV.log_softmax(dim=-1)
+        return logprobs_BnV.gather(-1, tokens.transpose(1, 2)).transpose(1, 2)
     # a token drawn within a filter may have left it since: its probability and its gradient are 0, but sums stay finite
-    logprobs_BL = token_logprobs(logits_BLV, tokens).clamp(min=EXCLUDED)
-    return logprobs_BL if shape == "BL" else logprobs_BL.sum(dim=-1)
+    return token_logprobs(logits_BnV, tokens).clamp(min=EXCLUDED)
 
 
 def field_inputs(names: Collection[str], batch: Batch) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def _sampler_agrees(trainer: AlignTrainer) -> str:
     generator = trainer.generator
     source = trainer.source
     sampling = source.settings.sampling if isinstance(source, Rollouts) else SamplingConfig()
-    condition = generator.encode_condition([_label(trainer, 0), _label(trainer, trainer.rows_per_step - 1)])
+    condition = generator.encode_condition([trainer.raw_condition(0), trainer.raw_condition(trainer.rows_per_step - 1)])
     rollout = sample(generator, condition, sampling)
     with evaluating(generator), trainer.accelerator.autocast():
         scored = score(generator, rollout.tokens_BL, condition, sampling)
@@ -81,11 +81,6 @@ def _sampler_agrees(trainer: AlignTrainer) -> str:
             "adapter scores other tokens than it samples, and nothing trained on it would be right"
         )
     return f"teacher-forced log-probs equal the sampler's (largest difference {worst:.1e} nats)"
-
-
-def _label(trainer: AlignTrainer, row: int) -> Any:
-    label = trainer.stream[row]["label"]
-    return label.item() if isinstance(label, Tensor) else label
 
 
 def _reward_spreads(trainer: AlignTrainer, batch: dict[str, Any]) -> list[str]:

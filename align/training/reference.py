@@ -153,20 +153,20 @@ class CachedReference:
         rank: int = 0,
         world: int = 1,
     ) -> CachedReference:
-        """One pass of the reference over the stream, in the precision that the policy will train in.
+        """One pass over the stream of the generator as it is now, in the precision that the policy will train in. There is
+        no second copy of it at any time.
 
         Of `world` processes each computes every world-th row, from row `rank` on, and all have the whole table.
         """
         CachedReference.check(wanted, list(stream[0]))
-        reference = FrozenReference(generator)
         own = Subset(stream, range(rank, len(stream), world))
         bar = progress_bar(total=len(own), description="reference log-probs", unit="img")
         columns = [torch.empty(0, len(wanted))]  # of a process without rows
         for batch in DataLoader(own, batch_size=batch_size):
             batch = {name: x.to(generator.device) if isinstance(x, Tensor) else x for name, x in batch.items()}
             given, _ = conditions(generator, batch)
-            with torch.autocast(generator.device.type, torch.bfloat16, enabled=bf16):
-                found = reference.inputs(batch, given, wanted, Scoring())
+            with evaluating(generator), torch.autocast(generator.device.type, torch.bfloat16, enabled=bf16):
+                found = model_inputs(generator, generator, batch, given, wanted, Scoring())
             columns.append(torch.stack([found[item.name] for item in wanted], dim=1).cpu())
             bar.update(len(batch["dropped"]))
         bar.close()
@@ -175,7 +175,7 @@ class CachedReference:
             parts, table_NK = gather_object([table_NK]), table_NK.new_empty(len(stream), len(wanted))
             for start, part in enumerate(parts):
                 table_NK[start::world] = part
-        return CachedReference(table_NK, [item.name for item in wanted], reference.fingerprint)
+        return CachedReference(table_NK, [item.name for item in wanted], sha256_of_tensors(generator.state_dict()))
 
     def save(self, path: Path, stream: Stream) -> None:
         metadata = {"reference": self.fingerprint, "stream": stream.fingerprint, "names": " ".join(self.names)}

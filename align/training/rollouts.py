@@ -147,8 +147,9 @@ class Rollouts(RealData):
             dict(zip(fields, parts, strict=True))
             for parts in zip(*(f.split(sizes) for f in fields.values()), strict=True)
         ]
-        for extra, batch in zip(found, batches, strict=True):
-            extra |= self._scores({**batch, **extra}, step)
+        with step.phase("score"):
+            for extra, batch in zip(found, batches, strict=True):
+                extra |= self._scores({**batch, **extra}, step)
         advantages, own_N = self._advantages(scores, found, position_N, step)
         advantages_N = advantages.advantages_N.to(tokens_NL.device)[own_N]
         kept_N = advantages.kept_N.to(tokens_NL.device)[own_N]

@@ -8,6 +8,7 @@ never on how the step is cut into micro-batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,6 +39,8 @@ class Step:
     needs: Needs
     accelerator: Accelerator
     log: Callable[[Mapping[str, Average]], None]
+    # whose peak of memory is logged under this name
+    phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
     def reference_generator(self, use: str) -> Generator:
         generator = self.reference.generator if self.reference is not None else None

@@ -24,6 +24,7 @@ from align.generators.base import Generator
 from align.tensor_files import read_tensors, save_tensors
 from align.training.checkpoints import METRICS_FILE, mark_complete
 from align.training.inputs import EXCLUDED, Needs, Objective, Term, conditions, field_inputs, model_inputs
+from align.training.memory import PhasePeaks
 from align.training.penalties import Penalty
 from align.training.reference import FrozenReference, Reference
 from align.training.rollouts import Rollouts
@@ -85,6 +86,7 @@ class AlignTrainer(Trainer):
         self.reference = reference
         self.pending: dict[str, Average] = {}
         self.step_averages: dict[str, Average] = {}
+        self.peaks = PhasePeaks(self._collect)
         args.remove_unused_columns = False
         callbacks = [_EndOfStep(self), *(callbacks or [])]
         # transformers' own collator renames the key "label", and stacks no rows
@@ -118,6 +120,11 @@ class AlignTrainer(Trainer):
             if parameter.dim() >= 2 and not any(part in name for part in exempt)
         ]
 
+    def raw_condition(self, row: int) -> Any:
+        """What a row of the stream is generated from: a class, or a caption."""
+        label = self.stream[row]["label"]
+        return label.item() if isinstance(label, Tensor) else label
+
     def _penalty_terms(self) -> list[Term]:
         return [penalty.term(self.view) for penalty in self.penalties]
 
@@ -141,8 +148,10 @@ class AlignTrainer(Trainer):
             needs=self.needs,
             accelerator=self.accelerator,
             log=self._collect,
+            phase=self.peaks.phase,
         )
-        return self.source.prepare([self._encoded(batch) for batch in batches], step)
+        with self.peaks.phase("collect"):
+            return self.source.prepare([self._encoded(batch) for batch in batches], step)
 
     def _encoded(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Images that come as pixels become the generator's tokens."""
@@ -152,6 +161,10 @@ class AlignTrainer(Trainer):
         self._collect({"unreadable": Average.of(batch["replaced"])})
         rest = {name: value for name, value in batch.items() if name not in ("pixels", "replaced")}
         return {**rest, "tokens": self.generator.encode(batch["pixels"])}
+
+    def training_step(self, *inputs: Any, **settings: Any) -> Tensor:
+        with self.peaks.phase("update"):
+            return super().training_step(*inputs, **settings)
 
     def compute_loss(
         self,
@@ -201,7 +214,8 @@ class AlignTrainer(Trainer):
                 watch=self.view,
             )
             if (wanted := self.needs.of_model("reference")) and reference is not None:
-                found |= reference.inputs(batch, given, wanted, scoring)
+                with self.peaks.phase("reference"):
+                    found |= reference.inputs(batch, given, wanted, scoring)
         fields = {"collision": collision_B, "num_tokens": self.generator.layout.length, **batch}
         for old, policy in (("old_rollout_BL", "policy_rollout_BL"), ("old_actions_BGL", "policy_actions_BGL")):
             if old in self.needs.names and "old" not in batch:

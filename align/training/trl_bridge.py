@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from align.generators.base import Generator
+from align.generators.deferred import DeferredLogits
 from align.sampling import distribution, is_guided, sample
 from align.types import Condition, SamplingConfig
 from rewards.base import Reward, RewardFunction
@@ -82,13 +83,20 @@ class PolicyModel(PreTrainedModel, GenerationMixin):
 
     def forward(self, tokens_BL: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """Log-prob and entropy [B, L] of given tokens under the distribution sampled from, nats, float32."""
-        null_BLV = None
+        null: DeferredLogits | None = None
         if is_guided(self.sampling, self.generator.layout):
-            null_BLV = self.generator(tokens_BL, self.generator.null_condition(condition))
-        cond_BLV = self.generator(tokens_BL, condition)
-        logprobs_BLV = distribution(cond_BLV, null_BLV, self.generator.layout, self.sampling).clamp(min=EXCLUDED)
-        logprobs_BL = logprobs_BLV.gather(-1, tokens_BL.unsqueeze(-1)).squeeze(-1)
-        return logprobs_BL, -(logprobs_BLV.exp() * logprobs_BLV).sum(dim=-1)
+            null = self.generator(tokens_BL, self.generator.null_condition(condition), readout=lambda logits: logits)
+
+        def read(cond_BnV: Tensor, span: slice) -> dict[str, Tensor]:
+            null_BnV = None if null is None else null.part(span)
+            logprobs_BnV = distribution(cond_BnV, null_BnV, self.generator.layout, self.sampling, span).clamp(
+                min=EXCLUDED
+            )
+            logprobs_Bn = logprobs_BnV.gather(-1, tokens_BL[:, span].unsqueeze(-1)).squeeze(-1)
+            return {"logprobs": logprobs_Bn, "entropy": -(logprobs_BnV.exp() * logprobs_BnV).sum(dim=-1)}
+
+        found = self.generator(tokens_BL, condition, readout=lambda logits: logits.read(read))
+        return found["logprobs"], found["entropy"]
 
 
 class GeneratorGRPOTrainer(GRPOTrainer):

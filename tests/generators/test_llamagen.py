@@ -102,18 +102,6 @@ def test_safetensors_are_read_and_written(numbers: dict[str, Any], tmp_path: Pat
     assert (tmp_path / "in.safetensors").read_bytes() == (tmp_path / "out.safetensors").read_bytes()
 
 
-def test_gradient_checkpointing_changes_no_gradient(generator: LlamaGen) -> None:
-    tokens = torch.randint(0, 16, (2, 6), generator=torch.Generator().manual_seed(0))
-    condition = generator.encode_condition([0, 3])
-    gradients = []
-    for switch in (False, True):
-        generator.gradient_checkpointing = switch
-        generator.zero_grad()
-        generator(tokens, condition).logsumexp(-1).sum().backward()
-        gradients.append([parameter.grad.clone() for parameter in generator.parameters() if parameter.grad is not None])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-
-
 def test_context_replaces_the_inputs(generator: LlamaGen) -> None:
     tokens, context = torch.zeros(1, 6, dtype=torch.long), torch.full((1, 6), 5)
     condition = generator.encode_condition([1])

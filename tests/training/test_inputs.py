@@ -110,9 +110,9 @@ def test_every_view_equals_the_generator_asked_directly(family: Generator, view:
 def test_one_forward_and_no_row_twice(names: tuple[str, ...], row_groups: int) -> None:
     generator, rows = tiny_llamagen(with_tokenizer=False), []
 
-    def forward(tokens_BL: Tensor, condition: Condition) -> Tensor:
+    def forward(tokens_BL: Tensor, condition: Condition, **readout: Any) -> Any:
         rows.append(len(tokens_BL))
-        return generator(tokens_BL, condition)
+        return generator(tokens_BL, condition, **readout)
 
     found = compute(generator, make_batch(generator), names, forward=forward)
     assert rows == [row_groups * ROWS]
@@ -122,9 +122,9 @@ def test_one_forward_and_no_row_twice(names: tuple[str, ...], row_groups: int) -
 def test_guidance_adds_the_null_rows_once_to_the_same_forward() -> None:
     generator, rows = tiny_llamagen(with_tokenizer=False), []
 
-    def forward(tokens_BL: Tensor, condition: Condition) -> Tensor:
+    def forward(tokens_BL: Tensor, condition: Condition, **readout: Any) -> Any:
         rows.append(len(tokens_BL))
-        return generator(tokens_BL, condition)
+        return generator(tokens_BL, condition, **readout)
 
     batch = make_batch(generator)
     compute(generator, batch, ("policy_rollout_BL",), Scoring(GUIDED["constant"]), forward=forward)
@@ -141,7 +141,7 @@ def test_nothing_wanted_runs_nothing() -> None:
     generator = tiny_llamagen(with_tokenizer=False)
     batch = make_batch(generator)
 
-    def forward(tokens_BL: Tensor, condition: Condition) -> Tensor:
+    def forward(tokens_BL: Tensor, condition: Condition, **readout: Any) -> Any:
         raise AssertionError("a forward for nothing")
 
     assert compute(generator, batch, (), forward=forward) == {}
@@ -234,9 +234,9 @@ def test_a_null_branch_of_the_reference_needs_one() -> None:
 def test_guidance_that_never_acts_runs_no_null_branch(config: SamplingConfig) -> None:
     generator, rows = tiny_llamagen(with_tokenizer=False), []
 
-    def forward(tokens_BL: Tensor, condition: Condition) -> Tensor:
+    def forward(tokens_BL: Tensor, condition: Condition, **readout: Any) -> Any:
         rows.append(len(tokens_BL))
-        return generator(tokens_BL, condition)
+        return generator(tokens_BL, condition, **readout)
 
     compute(generator, make_batch(generator), ("policy_rollout_BL",), Scoring(config), forward=forward)
     assert rows == [ROWS]
