@@ -141,6 +141,11 @@ class Generator(nn.Module, ABC):
         return []
 
     @property
+    @abstractmethod
+    def block_class(self) -> type[nn.Module]:
+        """The module that the network repeats most: what FSDP puts together and frees again, one after another."""
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 

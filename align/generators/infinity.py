@@ -136,6 +136,10 @@ class Infinity(CaptionConditional[BSQTokenizer]):
         return Condition({**like.tensors, "null": torch.ones_like(like.tensors["null"])} | null_beta(like))
 
     @property
+    def block_class(self) -> type[nn.Module]:
+        return _Block
+
+    @property
     def condition_width(self) -> int:
         return self.sizes.dim
 

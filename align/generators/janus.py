@@ -129,6 +129,10 @@ class Janus(PublishedGenerator[VQTokenizer]):
         return self.with_beta(self.model.language_model.embed_tokens(condition.tensors["ids"]), condition)
 
     @property
+    def block_class(self) -> type[nn.Module]:
+        return type(self.model.language_model.layers[0])
+
+    @property
     def condition_width(self) -> int:
         return self.sizes.dim
 

@@ -203,6 +203,10 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
         return self.output(self.norm(x[:, prefix.shape[1] - 1 :])).float()
 
     @property
+    def block_class(self) -> type[nn.Module]:
+        return _Block
+
+    @property
     def condition_width(self) -> int:
         return self.sizes.dim
 

@@ -222,6 +222,10 @@ class VAR(ClassConditional[MultiscaleVQTokenizer]):
         return self._logits(x, class_BC)
 
     @property
+    def block_class(self) -> type[nn.Module]:
+        return _Block
+
+    @property
     def condition_width(self) -> int:
         return self.sizes.dim
 

@@ -8,6 +8,7 @@ never on how the step is cut into micro-batches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -38,6 +39,7 @@ class Step:
     needs: Needs
     accelerator: Accelerator
     log: Callable[[Mapping[str, Average]], None]
+    whole: Callable[[Generator], AbstractContextManager[Generator]]  # to sample from, by all ranks together
 
     def reference_generator(self, use: str) -> Generator:
         generator = self.reference.generator if self.reference is not None else None
@@ -141,13 +143,13 @@ class Fakes(RealData):
         if self.pool is not None:
             drawn = [self.pool.draw(batch["label"], batch["dropped"], batch["position"]) for batch in batches]
         else:
-            generator = step.reference_generator("drawing fakes")
-            given = Condition.cat([conditions(generator, batch)[0]["own"] for batch in batches])
             index_N = torch.cat([batch["position"] for batch in batches])
-            parts = [
-                sample(generator, given[rows], self.config, index_B=index_N[rows]).tokens_BL
-                for rows in chunks(len(index_N), self.batch_size)
-            ]
+            with step.whole(step.reference_generator("drawing fakes")) as generator:
+                given = Condition.cat([conditions(generator, batch)[0]["own"] for batch in batches])
+                parts = [
+                    sample(generator, given[rows], self.config, index_B=index_N[rows]).tokens_BL
+                    for rows in chunks(len(index_N), self.batch_size)
+                ]
             drawn = list(torch.cat(parts).split([len(batch["dropped"]) for batch in batches]))
         return [{**batch, "fake": tokens} for batch, tokens in zip(batches, drawn, strict=True)]
 

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from align.tensor_files import read_tensors, save_tensors
 from align.training.checkpoints import METRICS_FILE, mark_complete
 from align.training.inputs import EXCLUDED, Needs, Objective, Term, conditions, field_inputs, model_inputs
 from align.training.penalties import Penalty
-from align.training.reference import FrozenReference, Reference
+from align.training.reference import AdapterOffReference, FrozenReference, Reference
 from align.training.rollouts import Rollouts
+from align.training.sharding import Shards
 from align.training.sources import RealData, Source, Step
 from align.types import Average
 
@@ -91,6 +93,7 @@ class AlignTrainer(Trainer):
         super().__init__(generator, args, data_collator=collate, train_dataset=stream, callbacks=callbacks)
         for noisy in (PrinterCallback, ProgressCallback):
             self.remove_callback(noisy)
+        self._plan_sharding(generator)
         world = self.accelerator.num_processes
         self.rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
         if len(stream) != self.rows_per_step * args.max_steps:
@@ -105,6 +108,34 @@ class AlignTrainer(Trainer):
     @property
     def generator(self) -> Generator:
         return self.accelerator.unwrap_model(self.model)
+
+    # --- sharding
+
+    def _plan_sharding(self, generator: Generator) -> None:
+        """Before anything is cut up: what is to be, while the caller's generator stays plain."""
+        self.shards = Shards(self.accelerator)
+        self.is_fsdp_enabled = self.shards.fsdp is not None
+        self.model = self.model_wrapped = self.shards.part(generator)
+        if isinstance(self.reference, FrozenReference) and self.is_fsdp_enabled:
+            self.reference.generator = self.shards.part(self.reference.generator)
+        if isinstance(self.reference, AdapterOffReference):
+            self.reference.policy = self.model
+
+    def shard_reference(self) -> None:
+        """Once the policy is cut up, and a reference that moves has been resumed whole."""
+        if isinstance(self.reference, FrozenReference):
+            self.shards.shard(self.reference.generator)
+        self.shards.empty_twins()
+
+    def whole(self) -> AbstractContextManager[Generator]:
+        """The policy for anything but its update; entered and left by all processes together."""
+        return self.shards.whole(self.generator)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', and leaves the generator that it was given whole and trained."""
+        result = super().train(*args, **kwargs)
+        self.shards.fill_twin(self.generator)
+        return result
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.stream)
@@ -141,6 +172,7 @@ class AlignTrainer(Trainer):
             needs=self.needs,
             accelerator=self.accelerator,
             log=self._collect,
+            whole=self.shards.whole,
         )
         return self.source.prepare([self._encoded(batch) for batch in batches], step)
 
@@ -251,16 +283,18 @@ class AlignTrainer(Trainer):
                 old = averages.get(name)
                 averages[name] = new if old is None else _merge(old, new)
 
-    def _means(self, averages: Mapping[str, Average]) -> dict[str, float]:
-        """Exact means over ranks; a mean over nothing (no label was dropped, say) is left out."""
+    def _sums(self, averages: Mapping[str, Average]) -> dict[str, tuple[float, float]]:
+        """(total, count) of each over ranks."""
         names = sorted(averages)
         device = self.args.device
         sums = torch.stack(
             [torch.stack([averages[n].total.float().to(device), averages[n].count.float().to(device)]) for n in names]
         )
-        total, count = self.accelerator.reduce(sums).unbind(dim=1)
-        means = (total / count).tolist()
-        return {name: mean for name, mean, n in zip(names, means, count.tolist(), strict=True) if n > 0}
+        return dict(zip(names, map(tuple, self.accelerator.reduce(sums).tolist()), strict=True))
+
+    def _means(self, averages: Mapping[str, Average]) -> dict[str, float]:
+        """Exact means over ranks; a mean over nothing (no label was dropped, say) is left out."""
+        return {name: total / count for name, (total, count) in self._sums(averages).items() if count > 0}
 
     def end_step(self) -> None:
         """After an update: adapt coefficients, move the reference."""
@@ -286,8 +320,9 @@ class AlignTrainer(Trainer):
     # --- checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir) if output_dir else self.folder
-        save_tensors(folder / "model.safetensors", state_dict or self.generator.state_dict())
+        if self.args.should_save:
+            folder = Path(output_dir) if output_dir else self.folder
+            save_tensors(folder / "model.safetensors", state_dict or self.generator.state_dict())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save everything that resuming needs, then mark it as whole; until then the older checkpoint is the one to use."""
@@ -296,11 +331,13 @@ class AlignTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if state := self.source.state_dict():
                 save_tensors(folder / SOURCE_FILE.format(rank=self.accelerator.process_index), state)
+            moving = isinstance(self.reference, FrozenReference) and self.reference.sync_steps is not None
+            reference = self.shards.state(self.reference.generator) if moving else {}
+            pending = self._sums(self.pending) if self.pending else {}
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
-                if isinstance(self.reference, FrozenReference) and self.reference.sync_steps is not None:
-                    save_tensors(folder / REFERENCE_FILE, self.reference.generator.state_dict())
-                pending = {name: [average.total.item(), average.count.item()] for name, average in self.pending.items()}
+                if reference:
+                    save_tensors(folder / REFERENCE_FILE, reference)
                 coefficients = {penalty.name: penalty.coefficient for penalty in self.penalties}
                 write_text(folder / STATE_FILE, json.dumps({"pending": pending, "coefficients": coefficients}))
                 mark_complete(folder)
@@ -314,8 +351,11 @@ class AlignTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         folder = Path(resume_from_checkpoint)
         state = json.loads((folder / STATE_FILE).read_text())
+        # sums of all processes, which go on as the first one's
+        own = float(self.is_world_process_zero())
         self.pending = {
-            name: Average(torch.tensor(total), torch.tensor(count)) for name, (total, count) in state["pending"].items()
+            name: Average(own * torch.tensor(total), own * torch.tensor(count))
+            for name, (total, count) in state["pending"].items()
         }
         for penalty in self.penalties:
             penalty.coefficient = state["coefficients"][penalty.name]
@@ -327,10 +367,13 @@ class AlignTrainer(Trainer):
 
 
 class _EndOfStep(TrainerCallback):
-    """transformers says when an update is made; before a checkpoint of it is saved."""
+    """transformers says when all is prepared, and when an update is made; before a checkpoint of it is saved."""
 
     def __init__(self, trainer: AlignTrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.shard_reference()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.end_step()
