@@ -11,6 +11,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,18 @@ from torch.distributed.tensor import DTensor
 from align.generators.base import Generator
 
 FSDP_WANTED = "ACCELERATE_USE_FSDP"  # set by accelerate launch
+
+
+@dataclass(frozen=True)
+class _Twin:
+    """part: what is wrapped; plain: the same without a wrapper; hollow: tensors of its shapes that take no memory."""
+
+    part: Generator
+    plain: Generator
+    hollow: dict[str, Tensor]
+
+    def fill(self, tensors: dict[str, Tensor]) -> None:
+        self.plain.load_state_dict(tensors, strict=False, assign=True)
 
 
 class Shards:
@@ -43,7 +56,7 @@ class Shards:
         self.fsdp = plugin
         zero = accelerator.state.deepspeed_plugin
         self.zero3 = zero is not None and zero.zero_stage == 3
-        self._twins: list[tuple[Generator, Generator]] = []
+        self._twins: list[_Twin] = []
 
     def __bool__(self) -> bool:
         return self.fsdp is not None or self.zero3
@@ -61,7 +74,11 @@ class Shards:
             self.fsdp.mixed_precision_policy = None
         shared = {id(part): part for part in [*generator.companions(), *generator.parameters()]}
         in_parts = copy.deepcopy(generator, shared)
-        self._twins.append((in_parts, generator))
+        names = dict(generator.named_parameters(remove_duplicate=False))
+        hollow = {name: torch.empty_like(parameter, device="meta") for name, parameter in names.items()}
+        twin = _Twin(in_parts, generator, hollow)
+        twin.fill({name: parameter.detach() for name, parameter in names.items()})  # DeepSpeed changes parameters in place
+        self._twins.append(twin)
         return in_parts
 
     def shard(self, frozen: Generator) -> None:
@@ -73,8 +90,8 @@ class Shards:
 
     def empty_twins(self) -> None:
         """Once the parts are cut up: give back the memory of the whole."""
-        for _, twin in self._twins:
-            twin.load_state_dict(_hollow(twin), strict=False, assign=True)
+        for twin in self._twins:
+            twin.fill(twin.hollow)
 
     @contextlib.contextmanager
     def whole(self, generator: Generator) -> Iterator[Generator]:
@@ -88,15 +105,16 @@ class Shards:
         self.fill_twin(generator)
         twin = self._twin(generator)
         try:
-            yield twin
+            yield twin.plain
         finally:
-            twin.load_state_dict(_hollow(twin), strict=False, assign=True)
+            twin.fill(twin.hollow)
 
     def fill_twin(self, generator: Generator) -> None:
         """Copy all parameters, and buffers, from all processes into the plain generator. Nothing where it is whole."""
         if is_sharded(generator):
-            twin = self._twin(generator).train(generator.training)
-            twin.load_state_dict(self.state(generator), strict=False, assign=True)
+            twin = self._twin(generator)
+            twin.plain.train(generator.training)
+            twin.fill(self.state(generator))
 
     def state(self, generator: Generator) -> dict[str, Tensor]:
         """The whole state_dict, on every process; to be called by all together."""
@@ -104,8 +122,8 @@ class Shards:
             return generator.state_dict()
         return _gathered(generator) | dict(generator.named_buffers())
 
-    def _twin(self, generator: Generator) -> Generator:
-        return next(twin for part, twin in self._twins if part is generator)
+    def _twin(self, generator: Generator) -> _Twin:
+        return next(twin for twin in self._twins if twin.part is generator)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -121,11 +139,6 @@ def _wants_fsdp(accelerator: Accelerator) -> bool:
         # both, as accelerate does: each copies it from the other now and then
         state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
     return state.distributed_type == DistributedType.FSDP
-
-
-def _hollow(model: nn.Module) -> dict[str, Tensor]:
-    names = dict(model.named_parameters(remove_duplicate=False))
-    return {name: torch.empty_like(parameter, device="meta") for name, parameter in names.items()}
 
 
 def _gathered(model: nn.Module) -> dict[str, Tensor]:
@@ -150,7 +163,7 @@ def _unsharded(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     if not own:
         yield {}
         return
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters(list(own.values())):
+    with deepspeed.zero.GatheredParameters(list(own.values())):
         yield dict(own)
