@@ -24,6 +24,7 @@ from align.files import write_text
 from align.generators.base import Generator
 from align.tensor_files import read_tensors, save_tensors
 from align.training.checkpoints import METRICS_FILE, mark_complete
+from align.training.contact import lost_contact
 from align.training.inputs import EXCLUDED, Needs, Objective, Term, conditions, field_inputs, model_inputs
 from align.training.penalties import Penalty
 from align.training.reference import AdapterOffReference, FrozenReference, Reference
@@ -131,9 +132,11 @@ class AlignTrainer(Trainer):
         """The policy for anything but its update; entered and left by all processes together."""
         return self.shards.whole(self.generator)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
         """As transformers', and leaves the generator that it was given whole and trained."""
-        result = super().train(*args, **kwargs)
+        if resume_from_checkpoint is not None:
+            self._resume(Path(resume_from_checkpoint))
+        result = super().train(resume_from_checkpoint, **kwargs)
         self.shards.fill_twin(self.generator)
         return result
 
@@ -342,14 +345,15 @@ class AlignTrainer(Trainer):
                 write_text(folder / STATE_FILE, json.dumps({"pending": pending, "coefficients": coefficients}))
                 mark_complete(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
+            if lost_contact(error):
+                raise
             shutil.rmtree(folder, ignore_errors=True)
             raise OSError(
                 f"could not save {folder} ({error}); earlier checkpoints are untouched. Free some space and run again with resume=auto"
             ) from error
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        folder = Path(resume_from_checkpoint)
+    def _resume(self, folder: Path) -> None:
+        """What transformers does not load."""
         state = json.loads((folder / STATE_FILE).read_text())
         # sums of all processes, which go on as the first one's
         own = float(self.is_world_process_zero())

@@ -1,5 +1,8 @@
 """Run by test_ranks.py, alone, by torchrun and by accelerate launch: a few steps of each objective, and the weights that
-came out, in FOLDER/OBJECTIVE/trained.safetensors."""
+came out, in FOLDER/OBJECTIVE/trained.safetensors.
+
+Beside the objectives of the harness: cca_moving has a reference that moves, cca_adapters trains LoRA against itself.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ from training.harness import (
     place,
 )
 
+from align.training.adapters import add_adapters
 from align.training.penalties import KLPenalty
+from align.training.reference import AdapterOffReference, FrozenReference, Reference
 from recipes.cli import leave_group
 from recipes.train import train_generator
 from rewards.base import Reward
@@ -28,14 +33,22 @@ from rewards.base import Reward
 STEPS = 4
 
 
-def main(folder: Path, objective: str, micro_batch: int, world: int, *, resume: bool) -> None:
+def main(folder: Path, case: str, micro_batch: int, world: int, *, resume: bool) -> None:
+    objective = case.removesuffix("_moving").removesuffix("_adapters")
     generator = make_generator(objective)
+    reference: Reference | str = "frozen"
+    if case == "cca_moving":
+        reference = FrozenReference(generator, sync_steps=1, mixup=0.5)
+    if case == "cca_adapters":
+        add_adapters(generator, rank=2, alpha=4, seed=0)
+        reference = AdapterOffReference(generator)
     settings = {
         **SETTINGS,
         "max_steps": STEPS,
         "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": 2,
         "save_steps": 1,
+        "logging_steps": 2 if case == "cca_moving" else 1,  # so that a checkpoint lies between two lines of the log
     }
     # groups of 4 lie across the ranks' micro-batches of 2, and across steps that share their rollouts
     supplies = make_supplies(
@@ -43,6 +56,7 @@ def main(folder: Path, objective: str, micro_batch: int, world: int, *, resume: 
         objective,
         settings,
         world=world,
+        reference=reference,
         rollout={"num_generations": 4, "num_iterations": 2},
         rewards=[
             *BRIGHTNESS,
