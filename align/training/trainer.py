@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
@@ -116,6 +117,9 @@ class AlignTrainer(Trainer):
         """Before anything is cut up: what is to be, while the caller's generator stays plain."""
         self.shards = Shards(self.accelerator)
         self.is_fsdp_enabled = self.shards.fsdp is not None
+        if self.is_fsdp_enabled:
+            # gradients of micro-batches are summed up cut, not whole on every process
+            self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
         self.model = self.model_wrapped = self.shards.part(generator)
         if isinstance(self.reference, FrozenReference) and self.is_fsdp_enabled:
             self.reference.generator = self.shards.part(self.reference.generator)
@@ -286,18 +290,16 @@ class AlignTrainer(Trainer):
                 old = averages.get(name)
                 averages[name] = new if old is None else _merge(old, new)
 
-    def _sums(self, averages: Mapping[str, Average]) -> dict[str, tuple[float, float]]:
-        """(total, count) of each over ranks."""
+    def _means(self, averages: Mapping[str, Average]) -> dict[str, float]:
+        """Exact means over ranks; a mean over nothing (no label was dropped, say) is left out."""
         names = sorted(averages)
         device = self.args.device
         sums = torch.stack(
             [torch.stack([averages[n].total.float().to(device), averages[n].count.float().to(device)]) for n in names]
         )
-        return dict(zip(names, map(tuple, self.accelerator.reduce(sums).tolist()), strict=True))
-
-    def _means(self, averages: Mapping[str, Average]) -> dict[str, float]:
-        """Exact means over ranks; a mean over nothing (no label was dropped, say) is left out."""
-        return {name: total / count for name, (total, count) in self._sums(averages).items() if count > 0}
+        total, count = self.accelerator.reduce(sums).unbind(dim=1)
+        means = (total / count).tolist()
+        return {name: mean for name, mean, n in zip(names, means, count.tolist(), strict=True) if n > 0}
 
     def end_step(self) -> None:
         """After an update: adapt coefficients, move the reference."""
@@ -336,8 +338,8 @@ class AlignTrainer(Trainer):
                 save_tensors(folder / SOURCE_FILE.format(rank=self.accelerator.process_index), state)
             moving = isinstance(self.reference, FrozenReference) and self.reference.sync_steps is not None
             reference = self.shards.state(self.reference.generator) if moving else {}
-            pending = self._sums(self.pending) if self.pending else {}
-            self.accelerator.wait_for_everyone()
+            own = {name: [average.total.item(), average.count.item()] for name, average in self.pending.items()}
+            pending = gather_object([own])  # of each process, and waits for all
             if self.is_world_process_zero():
                 if reference:
                     save_tensors(folder / REFERENCE_FILE, reference)
@@ -355,12 +357,11 @@ class AlignTrainer(Trainer):
     def _resume(self, folder: Path) -> None:
         """What transformers does not load."""
         state = json.loads((folder / STATE_FILE).read_text())
-        # sums of all processes, which go on as the first one's
-        own = float(self.is_world_process_zero())
-        self.pending = {
-            name: Average(own * torch.tensor(total), own * torch.tensor(count))
-            for name, (total, count) in state["pending"].items()
-        }
+        self.pending = {name: Average(torch.zeros(()), torch.zeros(())) for part in state["pending"] for name in part}
+        # another number of processes than at saving is one more way to share the same sums
+        for part in state["pending"][self.accelerator.process_index :: self.accelerator.num_processes]:
+            for name, (total, count) in part.items():
+                self.pending[name] = _merge(self.pending[name], Average(torch.tensor(total), torch.tensor(count)))
         for penalty in self.penalties:
             penalty.coefficient = state["coefficients"][penalty.name]
         source = folder / SOURCE_FILE.format(rank=self.accelerator.process_index)
