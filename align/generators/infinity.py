@@ -65,6 +65,7 @@ class Infinity(CaptionConditional[BSQTokenizer]):
     as the null caption, with as many features as the mask has."""
 
     family = "infinity"
+    block_class = "_Block"
     clean_captions = False
     undecayed = ("cfg_uncond", "pos_start", "lvl_embed", "ada_gss", "scale_mul", "text_proj_for_sos.ca.mat_q")
 
@@ -134,10 +135,6 @@ class Infinity(CaptionConditional[BSQTokenizer]):
     def null_condition(self, like: Condition) -> Condition:
         # a mark, not features: these are weights, which every copy of the network trains for itself
         return Condition({**like.tensors, "null": torch.ones_like(like.tensors["null"])} | null_beta(like))
-
-    @property
-    def block_class(self) -> type[nn.Module]:
-        return _Block
 
     @property
     def condition_width(self) -> int:

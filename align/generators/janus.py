@@ -35,6 +35,7 @@ class Janus(PublishedGenerator[VQTokenizer]):
 
     family = "janus"
     engines = ("graphs",)
+    block_class = "LlamaDecoderLayer"
     prompt_tokenizer: PromptTokenizer | None = None
 
     def __init__(self, config: JanusConfig, tokenizer: VQTokenizer | None = None) -> None:
@@ -127,10 +128,6 @@ class Janus(PublishedGenerator[VQTokenizer]):
 
     def _embed_prompt(self, condition: Condition) -> Tensor:
         return self.with_beta(self.model.language_model.embed_tokens(condition.tensors["ids"]), condition)
-
-    @property
-    def block_class(self) -> type[nn.Module]:
-        return type(self.model.language_model.layers[0])
 
     @property
     def condition_width(self) -> int:

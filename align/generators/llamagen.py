@@ -153,6 +153,8 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
 
     wrapper = "model"
     engines = ("graphs", "compile", "native")
+    compilable = True
+    block_class = "_Block"
 
     def __init__(self, config: LlamaGenConfig, cls_embedding: nn.Module, tokenizer: VQTokenizer | None = None) -> None:
         super().__init__(tokenizer)
@@ -201,10 +203,6 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
             else:
                 x = layer(x, rope, mask)
         return self.output(self.norm(x[:, prefix.shape[1] - 1 :])).float()
-
-    @property
-    def block_class(self) -> type[nn.Module]:
-        return _Block
 
     @property
     def condition_width(self) -> int:

@@ -147,6 +147,8 @@ class VARCache:
 class VAR(ClassConditional[MultiscaleVQTokenizer]):
     family = "var"
     engines = ("graphs",)
+    recordable = True
+    block_class = "_Block"
     undecayed = ("pos_start", "pos_1LC", "lvl_embed", "ada_gss", "scale_mul")
     lvl_1L: Tensor
     attn_bias_for_masking: Tensor
@@ -220,10 +222,6 @@ class VAR(ClassConditional[MultiscaleVQTokenizer]):
             else:
                 x = block(x, modulation, self.attn_bias_for_masking)
         return self._logits(x, class_BC)
-
-    @property
-    def block_class(self) -> type[nn.Module]:
-        return _Block
 
     @property
     def condition_width(self) -> int:

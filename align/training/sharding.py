@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -51,11 +52,17 @@ class Shards:
         if plugin is not None and plugin.fsdp_version != 2:
             raise ValueError(
                 f"fsdp_version is {plugin.fsdp_version}; parameters are sharded by FSDP2 here: set fsdp_version: 2 in fsdp_config of "
-                "accelerate's configuration, or use recipes/conf/accelerate/fsdp2.yaml"
+                "accelerate's configuration, or use recipes/launch/fsdp2.yaml"
             )
         self.fsdp = plugin
         zero = accelerator.state.deepspeed_plugin
         self.zero3 = zero is not None and zero.zero_stage == 3
+        if zero is not None and accelerator.mixed_precision == "bf16":
+            warnings.warn(
+                "DeepSpeed's bf16 rounds the policy's own weights, while its reference keeps float32: gaps start at that noise. "
+                "FSDP2 keeps both; for DeepSpeed without it set trainer.precision=fp32",
+                stacklevel=2,
+            )
         self._twins: list[_Twin] = []
 
     def __bool__(self) -> bool:
@@ -69,7 +76,7 @@ class Shards:
         if not self:
             return generator
         if self.fsdp is not None:
-            self.fsdp.transformer_cls_names_to_wrap = [generator.block_class.__name__]
+            self.fsdp.transformer_cls_names_to_wrap = [generator.block_class]
             # autocast alone decides on precision, as in a training that is not sharded
             self.fsdp.mixed_precision_policy = None
         shared = {id(part): part for part in [*generator.companions(), *generator.parameters()]}
@@ -77,7 +84,9 @@ class Shards:
         names = dict(generator.named_parameters(remove_duplicate=False))
         hollow = {name: torch.empty_like(parameter, device="meta") for name, parameter in names.items()}
         twin = _Twin(in_parts, generator, hollow)
-        twin.fill({name: parameter.detach() for name, parameter in names.items()})  # DeepSpeed changes parameters in place
+        twin.fill(
+            {name: parameter.detach() for name, parameter in names.items()}
+        )  # DeepSpeed changes parameters in place
         self._twins.append(twin)
         return in_parts
 

@@ -136,11 +136,11 @@ class AlignTrainer(Trainer):
         """The policy for anything but its update; entered and left by all processes together."""
         return self.shards.whole(self.generator)
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:
-        """As transformers', and leaves the generator that it was given whole and trained."""
+    def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
+        """As transformers', from a folder or the start, and leaves the generator that it was given whole and trained."""
         if resume_from_checkpoint is not None:
             self._resume(Path(resume_from_checkpoint))
-        result = super().train(resume_from_checkpoint, **kwargs)
+        result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
         self.shards.fill_twin(self.generator)
         return result
 
@@ -336,8 +336,9 @@ class AlignTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if state := self.source.state_dict():
                 save_tensors(folder / SOURCE_FILE.format(rank=self.accelerator.process_index), state)
-            moving = isinstance(self.reference, FrozenReference) and self.reference.sync_steps is not None
-            reference = self.shards.state(self.reference.generator) if moving else {}
+            reference: dict[str, Tensor] = {}
+            if isinstance(self.reference, FrozenReference) and self.reference.sync_steps is not None:
+                reference = self.shards.state(self.reference.generator)
             own = {name: [average.total.item(), average.count.item()] for name, average in self.pending.items()}
             pending = gather_object([own])  # of each process, and waits for all
             if self.is_world_process_zero():

@@ -16,8 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from recipes.choices import CONF
-
 SCRIPT = Path(__file__).with_name("two_ranks.py")
 # the packages come before their tests, whose folders have the same names
 PYTHONPATH = os.pathsep.join(map(str, (SCRIPT.parents[2], SCRIPT.parents[1])))
@@ -26,7 +24,12 @@ CASES = ("cca", "ddo", "kto", "grpo", "va_pi", "cca_moving", "cca_adapters")
 
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-FSDP2 = ["-m", "accelerate.commands.launch", "--config_file", str(CONF / "accelerate" / "fsdp2.yaml")]
+FSDP2 = [
+    "-m",
+    "accelerate.commands.launch",
+    "--config_file",
+    str(SCRIPT.parents[2] / "recipes" / "launch" / "fsdp2.yaml"),
+]
 FSDP2 += ["--num_processes", "2", "--main_process_port", "0"]
 
 
