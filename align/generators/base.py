@@ -58,10 +58,6 @@ class Generator(nn.Module, ABC):
     ] = ()  # parts of names that the authors exempt from weight decay, beside all of one dimension
     engine: str = "auto"  # how samples are drawn, one of ENGINES
     engines: tuple[str, ...] = ()  # those it has beside eager
-    recordable: bool = (
-        False  # whether all of its sampling may be recorded as one CUDA graph: nothing waits for the device
-    )
-    compilable: bool = False  # whether its steps ask for fused layers
     block_class: str  # the class of module that the network repeats: what FSDP puts together and frees again
     gradient_checkpointing: bool = False  # recompute activations in the backward pass instead of keeping them
 

@@ -153,7 +153,6 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
 
     wrapper = "model"
     engines = ("graphs", "compile", "native")
-    compilable = True
     block_class = "_Block"
 
     def __init__(self, config: LlamaGenConfig, cls_embedding: nn.Module, tokenizer: VQTokenizer | None = None) -> None:

@@ -147,7 +147,6 @@ class VARCache:
 class VAR(ClassConditional[MultiscaleVQTokenizer]):
     family = "var"
     engines = ("graphs",)
-    recordable = True
     block_class = "_Block"
     undecayed = ("pos_start", "pos_1LC", "lvl_embed", "ada_gss", "scale_mul")
     lvl_1L: Tensor
