@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import gc
 import importlib
@@ -44,8 +45,12 @@ Every setting is a key=value; `align COMMAND --help` shows them. To begin:
 def entry() -> None:
     """What the command `align` runs: `main`, and the way out of the process."""
     code = main()
-    if any(thread.name.startswith("reward") for thread in threading.enumerate()):
-        # a reward that was broken off is still on its way; met in torch by the end of the interpreter, it would abort
+    # a reward that was broken off is still on its way: met in torch by the end of the interpreter, it would abort. So
+    # would gloo's threads; and of several processes the one that fails must not wait for anything, for the others wait
+    on_its_way = any(thread.name.startswith("reward") for thread in threading.enumerate())
+    if on_its_way or "WORLD_SIZE" in os.environ:
+        if code == 0:
+            atexit._run_exitfuncs()  # trackers finish their runs there
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -88,9 +93,16 @@ def _run(arguments: list[str]) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("ALIGN_TRACEBACK"):
             traceback.print_exc()
-        return _fail(str(error), 1)
+        return _fail(str(error), 1, error)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except Exception as error:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        from recipes.failures import tell_unexpected
+
+        tell_unexpected(error)
+        return 1
     finally:
         if (rewards := sys.modules.get("recipes.reward_settings")) is not None:
             rewards.close_rewards()
@@ -131,8 +143,13 @@ def _help(command: str, words: list[str]) -> int:
     return 0
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
+def _fail(message: str, code: int, error: Exception | None = None) -> int:
+    if error is not None and "WORLD_SIZE" in os.environ:
+        from recipes.failures import tell_failure
+
+        tell_failure(error, message)
+    else:
+        print(f"error: {message}", file=sys.stderr)
     return code
 
 

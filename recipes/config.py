@@ -62,9 +62,20 @@ def _settle_accumulation(config: DictConfig, given: set[str]) -> None:
     if total % (rows * world):
         raise ValueError(
             f"trainer.global_batch_size={total} does not divide among {world} process(es) of trainer.per_device_train_batch_size={rows} rows; "
-            "choose a micro-batch that divides it"
+            + _what_divides(total, rows, world)
         )
     trainer.gradient_accumulation_steps = total // (rows * world)
+
+
+def _what_divides(total: int, rows: int, world: int) -> str:
+    """Which micro-batches, processes or global batches would do."""
+    if total % world:
+        processes = ", ".join(str(n) for n in range(1, 2 * world) if total % n == 0)
+        less, more = total // world * world, -(-total // world) * world
+        batches = f"{less} or {more}" if less else str(more)
+        return f"start one of {processes} processes, or set trainer.global_batch_size to {batches}"
+    fitting = ", ".join(str(n) for n in range(1, 2 * rows) if total // world % n == 0)
+    return f"set trainer.per_device_train_batch_size to one of {fitting}"
 
 
 def _compose(command: str, overrides: list[str]) -> DictConfig:

@@ -97,7 +97,9 @@ class Run:
             self.update(status="interrupted")
             raise
         except Exception as error:
-            self.update(status=f"failed: {error}")
+            from align.training.contact import lost_contact
+
+            self.update(status="failed: another process stopped" if lost_contact(error) else f"failed: {error}")
             raise
 
     def update(self, **facts: Any) -> None:

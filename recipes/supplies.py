@@ -146,7 +146,9 @@ def _check_rollouts(config: DictConfig, rewards: RewardSet) -> None:
     rows = _rows_per_step(config)
     if rows % config.rollout.num_generations:
         raise ValueError(
-            f"a step of {rows} rows does not divide into groups of rollout.num_generations={config.rollout.num_generations}"
+            f"a step of {rows} rows does not divide into groups of rollout.num_generations={config.rollout.num_generations}; set it to one of "
+            + ", ".join(str(n) for n in range(2, 2 * config.rollout.num_generations) if rows % n == 0)
+            + f", or trainer.global_batch_size to a multiple of {config.rollout.num_generations}"
         )
     _check_processes(config, rewards, rows // num_processes())
     sampling = config.rollout.sampling

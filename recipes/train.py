@@ -107,9 +107,6 @@ def train_generator(
     generator.gradient_checkpointing = chosen
     stop, watch = StopOnSignal(), Alarms(folder, **(alarms or {}))
     callbacks: list[TrainerCallback] = [ProgressBar(description), stop, watch]
-    if every := trainer_config["sample_every"]:
-        conditions = shown_conditions(prompts, generator, supplies.stream)
-        callbacks.append(SampleGrid(every, folder / "samples", conditions=conditions))
     trainer = AlignTrainer(
         generator,
         objective,
@@ -120,6 +117,9 @@ def train_generator(
         penalties=supplies.penalties,
         callbacks=callbacks,
     )
+    if every := trainer_config["sample_every"]:
+        conditions = shown_conditions(prompts, generator, supplies.stream)
+        trainer.add_callback(SampleGrid(trainer, every, folder / "samples", conditions=conditions))
     checkpoint = latest_checkpoint(folder) if resume else None
     if trainer.is_world_process_zero():
         for torso in folder.glob("checkpoint-*"):

@@ -63,6 +63,7 @@ class Generator(nn.Module, ABC):
     ] = ()  # parts of names that the authors exempt from weight decay, beside all of one dimension
     engine: str = "auto"  # how samples are drawn, one of ENGINES
     engines: tuple[str, ...] = ()  # those it has beside eager
+    block_class: str  # the class of module that the network repeats: what FSDP puts together and frees again
     gradient_checkpointing: Recompute = False  # which activations the backward pass computes again: see `run_block`
 
     @abstractmethod

@@ -67,6 +67,7 @@ class Infinity(CaptionConditional[BSQTokenizer]):
     as the null caption, with as many features as the mask has."""
 
     family = "infinity"
+    block_class = "_Block"
     clean_captions = False
     undecayed = ("cfg_uncond", "pos_start", "lvl_embed", "ada_gss", "scale_mul", "text_proj_for_sos.ca.mat_q")
 

@@ -36,6 +36,7 @@ class Janus(PublishedGenerator[VQTokenizer]):
 
     family = "janus"
     engines = ("graphs",)
+    block_class = "LlamaDecoderLayer"
     prompt_tokenizer: PromptTokenizer | None = None
 
     def __init__(self, config: JanusConfig, tokenizer: VQTokenizer | None = None) -> None:

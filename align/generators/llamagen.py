@@ -154,6 +154,7 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
 
     wrapper = "model"
     engines = ("graphs", "compile", "native")
+    block_class = "_Block"
 
     def __init__(self, config: LlamaGenConfig, cls_embedding: nn.Module, tokenizer: VQTokenizer | None = None) -> None:
         super().__init__(tokenizer)

@@ -149,6 +149,7 @@ class VARCache:
 class VAR(ClassConditional[MultiscaleVQTokenizer]):
     family = "var"
     engines = ("graphs",)
+    block_class = "_Block"
     undecayed = ("pos_start", "pos_1LC", "lvl_embed", "ada_gss", "scale_mul")
     lvl_1L: Tensor
     attn_bias_for_masking: Tensor

@@ -7,15 +7,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from align.generators.base import Generator
 from align.images import save_grid
 from align.progress import progress_bar
 from align.sampling import sample
 from align.types import SamplingConfig
+
+if TYPE_CHECKING:
+    from align.training.trainer import AlignTrainer
 
 # shown beside the bar, in this order, where a run logs them
 SHOWN = ("loss", "gap_positive", "gap_negative", "accuracy", "nll_per_token")
@@ -52,21 +56,34 @@ class ProgressBar(TrainerCallback):
 class SampleGrid(TrainerCallback):
     """Guidance-free samples of the same seeds every so many steps, as samples/step-N.png: a column for each condition."""
 
-    def __init__(self, every: int, folder: Path, *, conditions: Sequence[Any], rows: int = 4, seed: int = 0) -> None:
+    def __init__(
+        self,
+        trainer: AlignTrainer,
+        every: int,
+        folder: Path,
+        *,
+        conditions: Sequence[Any],
+        rows: int = 4,
+        seed: int = 0,
+    ) -> None:
+        self.trainer = trainer
         self.every = every
         self.folder = folder
         self.conditions = list(conditions) * rows
         self.columns = len(conditions)
         self.config = SamplingConfig(seed=seed)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
-    ) -> None:
-        if state.is_world_process_zero and state.global_step % self.every == 0:
-            rollout = sample(model, model.encode_condition(self.conditions), self.config)
-            prompts = self.conditions if isinstance(self.conditions[0], str) else None
-            path = self.folder / f"step-{state.global_step:06d}.png"
-            save_grid(model.decode(rollout.tokens_BL), path, columns=self.columns, captions=prompts)
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step % self.every:
+            return
+        with self.trainer.whole() as generator:
+            if state.is_world_process_zero:
+                self._draw(generator, self.folder / f"step-{state.global_step:06d}.png")
+
+    def _draw(self, generator: Generator, path: Path) -> None:
+        rollout = sample(generator, generator.encode_condition(self.conditions), self.config)
+        prompts = self.conditions if isinstance(self.conditions[0], str) else None
+        save_grid(generator.decode(rollout.tokens_BL), path, columns=self.columns, captions=prompts)
 
 
 class StopOnSignal(TrainerCallback):

@@ -16,10 +16,10 @@ ALARMS_FILE = "alarms.jsonl"
 def mark_complete(folder: Path) -> None:
     """Put a checkpoint's files on disk, then record them; a folder without the record is a torso."""
     sizes = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             os.fsync(file.fileno())
-        sizes[path.name] = path.stat().st_size
+        sizes[str(path.relative_to(folder))] = path.stat().st_size
     write_text(folder / COMPLETE_FILE, json.dumps(sizes))
 
 

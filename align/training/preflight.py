@@ -41,7 +41,6 @@ def preflight(trainer: AlignTrainer) -> list[str]:
         found += _reward_spreads(trainer, batches[0])
         found += _gaps_start_at_zero(trainer, batches[0])
         found.append(_gradient_flows(trainer, batches))
-    trainer.generator.zero_grad()
     trainer.source.load_state_dict({})
     trainer.pending, trainer.step_averages = {}, {}
     return found
@@ -124,17 +123,28 @@ def _gaps_start_at_zero(trainer: AlignTrainer, batch: dict[str, Tensor]) -> list
 
 
 def _gradient_flows(trainer: AlignTrainer, batches: list[dict[str, Any]]) -> str:
-    """Over the whole step: a micro-batch by itself may hold nothing to learn from."""
-    if not any(parameter.requires_grad for parameter in trainer.generator.parameters()):
+    """Over the whole step: a micro-batch by itself may hold nothing to learn from. No gradient outlives its layer: what is
+    sharded later is still whole here, and its gradients may not fit beside it."""
+    parameters = [parameter for parameter in trainer.generator.parameters() if parameter.requires_grad]
+    if not parameters:
         raise PreflightError("no parameter gets a gradient; everything is frozen")
+    norms: list[Tensor] = []
+
+    def measure(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        norms.append(parameter.grad.float().norm())
+        parameter.grad = None
+
+    hooks = [parameter.register_post_accumulate_grad_hook(measure) for parameter in parameters]
     for batch in batches:
         with trainer.accelerator.autocast():
             loss = trainer.compute_loss(trainer.generator, batch)
         if not loss.requires_grad:
             raise PreflightError("the loss does not depend on the policy: it has no gradient at all")
         loss.backward()
-    gradients = [p.grad for p in trainer.generator.parameters() if p.requires_grad and p.grad is not None]
-    own = torch.stack([gradient.float().norm() for gradient in gradients]).norm()
+    for hook in hooks:
+        hook.remove()
+    own = torch.stack(norms).norm()
     norm = trainer.accelerator.gather(own.reshape(1)).norm().item()
     if not 0 < norm < float("inf"):
         raise PreflightError(

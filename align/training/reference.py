@@ -31,7 +31,7 @@ from align.types import Condition
 class Reference(Protocol):
     """Gives what an objective asks of the reference for a batch."""
 
-    fingerprint: str  # sha256 of the reference's weights
+    fingerprint: str  # sha256 of the weights that the reference starts with
 
     def inputs(
         self, batch: Batch, given: Mapping[str, Condition], wanted: Sequence[ModelInput], scoring: Scoring
@@ -82,8 +82,7 @@ class FrozenReference:
         self.generator.to(policy.device)
         with torch.no_grad():
             for own, new in zip(self.generator.parameters(), policy.parameters(), strict=True):
-                own.lerp_(new.detach().to(own.dtype), self.mixup)
-        self.fingerprint = sha256_of_tensors(self.generator.state_dict())
+                own.lerp_(new.detach().to(own.dtype), self.mixup)  # each process its own piece where both are sharded
         return True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -119,7 +119,8 @@ class Rollouts(RealData):
 
     def prepare(self, batches: list[dict[str, Any]], step: Step) -> list[dict[str, Any]]:
         if step.index % self.settings.num_iterations == 0 or not self.buffer:
-            self.buffer = self._collect(batches, step)
+            with step.whole(step.policy) as policy:
+                self.buffer = self._collect(batches, replace(step, policy=policy))
         for batch, kept in zip(batches, self.buffer, strict=True):
             if not torch.equal(batch["position"].cpu(), kept["position"].cpu()):
                 raise ValueError("the rollouts in memory belong to other prompts; start the run anew, without resume")

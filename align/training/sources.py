@@ -39,6 +39,7 @@ class Step:
     needs: Needs
     accelerator: Accelerator
     log: Callable[[Mapping[str, Average]], None]
+    whole: Callable[[Generator], AbstractContextManager[Generator]]  # to sample from, by all ranks together
     # whose peak of memory is logged under this name
     phase: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
@@ -144,13 +145,13 @@ class Fakes(RealData):
         if self.pool is not None:
             drawn = [self.pool.draw(batch["label"], batch["dropped"], batch["position"]) for batch in batches]
         else:
-            generator = step.reference_generator("drawing fakes")
-            given = Condition.cat([conditions(generator, batch)[0]["own"] for batch in batches])
             index_N = torch.cat([batch["position"] for batch in batches])
-            parts = [
-                sample(generator, given[rows], self.config, index_B=index_N[rows]).tokens_BL
-                for rows in chunks(len(index_N), self.batch_size)
-            ]
+            with step.whole(step.reference_generator("drawing fakes")) as generator:
+                given = Condition.cat([conditions(generator, batch)[0]["own"] for batch in batches])
+                parts = [
+                    sample(generator, given[rows], self.config, index_B=index_N[rows]).tokens_BL
+                    for rows in chunks(len(index_N), self.batch_size)
+                ]
             drawn = list(torch.cat(parts).split([len(batch["dropped"]) for batch in batches]))
         return [{**batch, "fake": tokens} for batch, tokens in zip(batches, drawn, strict=True)]
 

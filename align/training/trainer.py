@@ -6,11 +6,13 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
@@ -23,11 +25,13 @@ from align.files import write_text
 from align.generators.base import Generator
 from align.tensor_files import read_tensors, save_tensors
 from align.training.checkpoints import METRICS_FILE, mark_complete
+from align.training.contact import lost_contact
 from align.training.inputs import EXCLUDED, Needs, Objective, Term, conditions, field_inputs, model_inputs
 from align.training.memory import PhasePeaks
 from align.training.penalties import Penalty
-from align.training.reference import FrozenReference, Reference
+from align.training.reference import AdapterOffReference, FrozenReference, Reference
 from align.training.rollouts import Rollouts
+from align.training.sharding import Shards
 from align.training.sources import RealData, Source, Step
 from align.types import Average
 
@@ -93,6 +97,7 @@ class AlignTrainer(Trainer):
         super().__init__(generator, args, data_collator=collate, train_dataset=stream, callbacks=callbacks)
         for noisy in (PrinterCallback, ProgressCallback):
             self.remove_callback(noisy)
+        self._plan_sharding(generator)
         world = self.accelerator.num_processes
         self.rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
         if len(stream) != self.rows_per_step * args.max_steps:
@@ -107,6 +112,39 @@ class AlignTrainer(Trainer):
     @property
     def generator(self) -> Generator:
         return self.accelerator.unwrap_model(self.model)
+
+    # --- sharding
+
+    def _plan_sharding(self, generator: Generator) -> None:
+        """Before anything is cut up: what is to be, while the caller's generator stays plain."""
+        self.shards = Shards(self.accelerator)
+        self.is_fsdp_enabled = self.shards.fsdp is not None
+        if self.is_fsdp_enabled:
+            # gradients of micro-batches are summed up cut, not whole on every process
+            self.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = True
+        self.model = self.model_wrapped = self.shards.part(generator)
+        if isinstance(self.reference, FrozenReference) and self.is_fsdp_enabled:
+            self.reference.generator = self.shards.part(self.reference.generator)
+        if isinstance(self.reference, AdapterOffReference):
+            self.reference.policy = self.model
+
+    def shard_reference(self) -> None:
+        """Once the policy is cut up, and a reference that moves has been resumed whole."""
+        if isinstance(self.reference, FrozenReference):
+            self.shards.shard(self.reference.generator)
+        self.shards.empty_twins()
+
+    def whole(self) -> AbstractContextManager[Generator]:
+        """The policy for anything but its update; entered and left by all processes together."""
+        return self.shards.whole(self.generator)
+
+    def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
+        """As transformers', from a folder or the start, and leaves the generator that it was given whole and trained."""
+        if resume_from_checkpoint is not None:
+            self._resume(Path(resume_from_checkpoint))
+        result = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self.shards.fill_twin(self.generator)
+        return result
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.stream)
@@ -149,6 +187,7 @@ class AlignTrainer(Trainer):
             accelerator=self.accelerator,
             log=self._collect,
             phase=self.peaks.phase,
+            whole=self.shards.whole,
         )
         with self.peaks.phase("collect"):
             return self.source.prepare([self._encoded(batch) for batch in batches], step)
@@ -300,8 +339,9 @@ class AlignTrainer(Trainer):
     # --- checkpoints
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        folder = Path(output_dir) if output_dir else self.folder
-        save_tensors(folder / "model.safetensors", state_dict or self.generator.state_dict())
+        if self.args.should_save:
+            folder = Path(output_dir) if output_dir else self.folder
+            save_tensors(folder / "model.safetensors", state_dict or self.generator.state_dict())
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save everything that resuming needs, then mark it as whole; until then the older checkpoint is the one to use."""
@@ -310,27 +350,33 @@ class AlignTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             if state := self.source.state_dict():
                 save_tensors(folder / SOURCE_FILE.format(rank=self.accelerator.process_index), state)
-            self.accelerator.wait_for_everyone()
+            reference: dict[str, Tensor] = {}
+            if isinstance(self.reference, FrozenReference) and self.reference.sync_steps is not None:
+                reference = self.shards.state(self.reference.generator)
+            own = {name: [average.total.item(), average.count.item()] for name, average in self.pending.items()}
+            pending = gather_object([own])  # of each process, and waits for all
             if self.is_world_process_zero():
-                if isinstance(self.reference, FrozenReference) and self.reference.sync_steps is not None:
-                    save_tensors(folder / REFERENCE_FILE, self.reference.generator.state_dict())
-                pending = {name: [average.total.item(), average.count.item()] for name, average in self.pending.items()}
+                if reference:
+                    save_tensors(folder / REFERENCE_FILE, reference)
                 coefficients = {penalty.name: penalty.coefficient for penalty in self.penalties}
                 write_text(folder / STATE_FILE, json.dumps({"pending": pending, "coefficients": coefficients}))
                 mark_complete(folder)
         except (OSError, RuntimeError, SafetensorError) as error:
+            if lost_contact(error):
+                raise
             shutil.rmtree(folder, ignore_errors=True)
             raise OSError(
                 f"could not save {folder} ({error}); earlier checkpoints are untouched. Free some space and run again with resume=auto"
             ) from error
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        folder = Path(resume_from_checkpoint)
+    def _resume(self, folder: Path) -> None:
+        """What transformers does not load."""
         state = json.loads((folder / STATE_FILE).read_text())
-        self.pending = {
-            name: Average(torch.tensor(total), torch.tensor(count)) for name, (total, count) in state["pending"].items()
-        }
+        self.pending = {name: Average(torch.zeros(()), torch.zeros(())) for part in state["pending"] for name in part}
+        # another number of processes than at saving is one more way to share the same sums
+        for part in state["pending"][self.accelerator.process_index :: self.accelerator.num_processes]:
+            for name, (total, count) in part.items():
+                self.pending[name] = _merge(self.pending[name], Average(torch.tensor(total), torch.tensor(count)))
         for penalty in self.penalties:
             penalty.coefficient = state["coefficients"][penalty.name]
         source = folder / SOURCE_FILE.format(rank=self.accelerator.process_index)
@@ -341,10 +387,13 @@ class AlignTrainer(Trainer):
 
 
 class _EndOfStep(TrainerCallback):
-    """transformers says when an update is made; before a checkpoint of it is saved."""
+    """transformers says when all is prepared, and when an update is made; before a checkpoint of it is saved."""
 
     def __init__(self, trainer: AlignTrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.trainer.shard_reference()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.end_step()

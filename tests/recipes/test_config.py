@@ -146,8 +146,14 @@ def test_the_global_batch_decides_the_accumulation(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert compose("train", batch).trainer.gradient_accumulation_steps == 3
     monkeypatch.setenv("WORLD_SIZE", "5")
-    with pytest.raises(ValueError, match="global_batch_size=96 does not divide among 5 process"):
+    with pytest.raises(
+        ValueError,
+        match=r"=96 does not divide among 5 process.*start one of 1, 2, 3, 4, 6, 8 .*or set .* to 95 or 100$",
+    ):
         compose("train", batch)
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    with pytest.raises(ValueError, match="set trainer.per_device_train_batch_size to one of 1, 2, 4, 8$"):
+        compose("train", [batch[0], "trainer.per_device_train_batch_size=5"])
     with pytest.raises(ValueError, match="global_batch_size=96 decides the accumulation"):
         compose("train", [*batch, "trainer.gradient_accumulation_steps=2"])
 

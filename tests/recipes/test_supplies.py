@@ -138,7 +138,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("grpo", {"rollout__num_iterations": 0}, "rollout.num_iterations is 0; it must be at least 1"),
     ("grpo", {"rollout__batch_size": 0}, "rollout.batch_size is 0; it must be at least 1"),
     ("grpo", {"rollout__probe_every": 0}, "rollout.probe_every is 0; it must be at least 1"),
-    ("grpo", {"rollout__num_generations": 5}, "a step of 32 rows does not divide into groups of rollout.num_gener"),
+    (
+        "grpo",
+        {"rollout__num_generations": 5},
+        "does not divide into groups of rollout.num_generations=5; set it to one of 2, 4, 8, or",
+    ),
     ("grpo", {"reward__max_failed": 1.0}, "reward.max_failed is 1.0 .* the first is a share below 1"),
     ("grpo", {"reward__failure_window": 0}, "reward.failure_window is 0; .*a number of steps from 1"),
     ("grpo", {"trainer__dropout": 0.1}, "policy gradient compares log-probs .*set trainer.dropout=0"),

@@ -94,7 +94,6 @@ def test_a_snapshot_moves_as_documented(
     """After the update of every sync_steps-th step: mixup * policy + (1 - mixup) * itself."""
     generator = make_generator("cca")
     reference = FrozenReference(generator, sync_steps=sync_steps, mixup=mixup)
-    start = reference.fingerprint
     policies: list[dict[str, Tensor]] = []
     original = callbacks.ProgressBar.on_step_end
 
@@ -109,7 +108,6 @@ def test_a_snapshot_moves_as_documented(
         if step % sync_steps == 0:
             expected = step_by_hand(expected, policy, mixup)
     torch.testing.assert_close(weights(reference.generator), expected, atol=1e-6, rtol=1e-6)
-    assert reference.fingerprint != start
     # a replaced reference leaves no gap until the next update
     gaps = [record["abs_gap"] for record in logs(tmp_path)]
     if (sync_steps, mixup) == (2, 1.0):

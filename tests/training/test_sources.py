@@ -199,7 +199,7 @@ def test_gathering_puts_rows_in_the_order_of_their_positions(tmp_path: Path) -> 
 
     trainer = make_trainer(tmp_path, "sft")
     ranks: Any = TwoRanks(torch.tensor([1, 3, 5]), torch.tensor([10.0, 30.0, 50.0]))
-    step = Step(0, 6, trainer.generator, None, trainer.needs, ranks, print)
+    step = Step(0, 6, trainer.generator, None, trainer.needs, ranks, print, trainer.shards.whole)
     values, own = step.gather(torch.tensor([40.0, 0.0, 20.0]), torch.tensor([4, 0, 2]))
     assert values.tolist() == [0, 10, 20, 30, 40, 50]
     assert values[own].tolist() == [40, 0, 20]

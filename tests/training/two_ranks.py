@@ -1,11 +1,17 @@
-"""Run by test_ranks.py, once alone and once by torchrun: a few steps of each objective, and the weights that came out."""
+"""Run by test_ranks.py, alone, by torchrun and by accelerate launch: a few steps of each objective, and the weights that
+came out, in FOLDER/OBJECTIVE/trained.safetensors.
+
+Beside the objectives of the harness: cca_moving has a reference that moves, cca_adapters trains LoRA against itself.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from training.harness import (
     BRIGHTNESS,
     OBJECTIVES,
@@ -17,7 +23,9 @@ from training.harness import (
     place,
 )
 
+from align.training.adapters import add_adapters
 from align.training.penalties import KLPenalty
+from align.training.reference import AdapterOffReference, FrozenReference, Reference
 from recipes.cli import leave_group
 from recipes.train import train_generator
 from rewards.base import Reward
@@ -25,14 +33,22 @@ from rewards.base import Reward
 STEPS = 4
 
 
-def main(folder: Path, objective: str, micro_batch: int, world: int, *, resume: bool) -> None:
+def main(folder: Path, case: str, micro_batch: int, world: int, *, resume: bool) -> None:
+    objective = case.removesuffix("_moving").removesuffix("_adapters")
     generator = make_generator(objective)
+    reference: Reference | str = "frozen"
+    if case == "cca_moving":
+        reference = FrozenReference(generator, sync_steps=1, mixup=0.5)
+    if case == "cca_adapters":
+        add_adapters(generator, rank=2, alpha=4, seed=0)
+        reference = AdapterOffReference(generator)
     settings = {
         **SETTINGS,
         "max_steps": STEPS,
         "per_device_train_batch_size": micro_batch,
         "gradient_accumulation_steps": 2,
         "save_steps": 1,
+        "logging_steps": 2 if case == "cca_moving" else 1,  # so that a checkpoint lies between two lines of the log
     }
     # groups of 4 lie across the ranks' micro-batches of 2, and across steps that share their rollouts
     supplies = make_supplies(
@@ -40,6 +56,7 @@ def main(folder: Path, objective: str, micro_batch: int, world: int, *, resume: 
         objective,
         settings,
         world=world,
+        reference=reference,
         rollout={"num_generations": 4, "num_iterations": 2},
         rewards=[
             *BRIGHTNESS,
@@ -59,6 +76,8 @@ def main(folder: Path, objective: str, micro_batch: int, world: int, *, resume: 
         description="ranks",
         check_first=True,
     )
+    if os.environ.get("RANK", "0") == "0":
+        save_file(generator.state_dict(), folder / "trained.safetensors")
 
 
 if __name__ == "__main__":
@@ -69,4 +88,6 @@ if __name__ == "__main__":
         torch.distributed.barrier()
         leave_group()
         names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-        assert not [name for name in names if "gloo" in name], f"threads that may abort the process are left: {names}"
+        left = [name for name in names if "gloo" in name]
+        # torch's own caches hold on to a group that has sharded parameters
+        assert not left or "ACCELERATE_USE_FSDP" in os.environ, f"threads that may abort the process are left: {names}"
