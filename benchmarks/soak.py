@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from worker_run import command, left_over, processes, records, start, temporary_files
+from worker_run import command, half_written, left_over, processes, records, start
 
 LIMIT = 0.02
 EVERY = 5.0  # seconds
@@ -63,7 +63,7 @@ def look(folder: Path) -> Sample:
         found["sockets"][process.role] = sum(target.startswith("socket:") for target in open_files)
         found["files"][process.role] = len(open_files)
     found["processes"] = {"all": len(alive)}
-    found["temporary"] = {"all": len(temporary_files(folder))}
+    found["temporary"] = {"all": len(list((folder / "tmp").rglob("*"))) + len(half_written(folder))}
     return found
 
 
@@ -199,7 +199,7 @@ def main() -> None:
         "seconds": round(seconds, 1),
         "exit_code": process.returncode,
         "checkpoint_of_the_last_step": (folder / f"run/checkpoint-{last}/complete.json").exists(),
-        "left_over": left_over(folder),
+        "left_over": left_over(folder) + half_written(folder),
     }
     found = report(samples)
     checks = verdicts(found, ended)

@@ -111,16 +111,17 @@ def _role(words: list[str], variables: dict[str, str]) -> str:
 
 
 def left_over(folder: Path) -> list[str]:
-    """What a run that has ended must not leave: processes, and temporary files."""
+    """What a run that has ended must not leave: processes, and temporary files. torch leaves two folders of its own, empty
+    but for folders: torchrun's for logs, and its compiler's."""
     alive = [f"process {one.pid} ({one.role})" for one in processes(folder).values()]
-    return [*alive, *temporary_files(folder)]
+    found = [path.relative_to(folder / "tmp") for path in (folder / "tmp").rglob("*")]
+    torch = ("torchelastic_", "torchinductor_")
+    return [*alive, *sorted(str(path) for path in found if not path.parts[0].startswith(torch))]
 
 
-def temporary_files(folder: Path) -> list[str]:
-    """Without those that torch makes for itself and leaves: empty folders of torchrun and of its compiler."""
-    inside = [*(folder / "tmp").rglob("*"), *(folder / "run").rglob(".*")]
-    found = [path.relative_to(folder) for path in inside]
-    return sorted(str(path) for path in found if not path.parts[1].startswith(("torchelastic_", "torchinductor_")))
+def half_written(folder: Path) -> list[str]:
+    """Files of the run that were not put in place yet; those of killed processes go when it is resumed."""
+    return sorted(str(path.relative_to(folder)) for path in (folder / "run").rglob(".*"))
 
 
 def records(path: Path) -> list[dict[str, Any]]:
