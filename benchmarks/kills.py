@@ -9,7 +9,7 @@ launcher and both processes; every other time the workers, too: else they must s
 stopped goes on by the same command with resume=auto.
 
 In the end metrics.jsonl must be the same as the unbroken run's to the last digit but for the seconds, alarms.jsonl and the
-weights must be the same, and after each kill every process must be gone: else the exit code is 1.
+weights must be the same, and after each kill that stops it every process must be gone soon: else the exit code is 1.
 
 The phases are seen from outside: by what is in the run's folder, and by marks that the reward leaves. Averages are logged over
 two steps, rollouts are used for two, and checkpoints come every third step, so that they fall into the middle of both.
@@ -54,6 +54,7 @@ SETTINGS = (
     *("rollout.num_iterations=2", "kl.target=0.02", "reference.sync_steps=4", "reference.mixup=0.5"),
     *("alarms.kl=0.02", "preflight=false"),
 )
+PROMPT = 30.0  # seconds in which all must be gone; torchrun then uses force
 PATIENCE = 600.0  # seconds until a wait is given up
 
 
@@ -283,6 +284,7 @@ def main() -> None:
     broken.finish()
     checks = {
         **compared(folder / "unbroken/run", folder / "broken/run"),
+        f"all gone within {PROMPT:g} seconds": all(kill.seconds <= PROMPT for kill in kills if not kill.went_on),
         "nothing was left": not any(kill.left for kill in kills)
         and not left_over(broken.folder) + half_written(broken.folder),
     }
