@@ -118,7 +118,7 @@ def _size(path: Path) -> int:
 
 @dataclass
 class Kill:
-    """What is killed in which phase, after how large a share of its usual length; then what was seen."""
+    """What is killed in which phase, after how large a share of its usual length, or where that is over; then what was seen."""
 
     kind: str
     phase: str
@@ -193,7 +193,9 @@ class Runner:
             self._reach(lambda: self.watch.step() >= kill.after_step, f"step {kill.after_step}")
         self._reach(lambda: self.watch.phase == kill.phase, f"the phase {kill.phase}")
         since = self.watch.since
-        self._reach(lambda: time.monotonic() >= since + kill.share * usual, "the moment")
+        self._reach(
+            lambda: time.monotonic() >= since + kill.share * usual or self.watch.phase != kill.phase, "the moment"
+        )
         clock = time.monotonic()
         killed = self._kill(kill)
         kill.milliseconds = round(1000 * (clock - since), 1)
