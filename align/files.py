@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+_TEMPORARY = ".tmp"
+
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step.
@@ -23,7 +25,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
     try:
         write(temporary)
         with temporary.open("rb+") as handle:
@@ -41,6 +43,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_torsos(folder: Path) -> None:
+    """Take away the temporary files that killed processes left below a folder; nobody may be writing there."""
+    for path in folder.rglob(f".*{_TEMPORARY}"):
+        path.unlink()
 
 
 def _umask() -> int:

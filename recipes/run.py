@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from align.files import write_text
+from align.files import remove_torsos, write_text
 
 LONGEST_WAIT = timedelta(days=2)
 PACKAGES = ("ar-align", "torch", "transformers", "accelerate", "numpy")
@@ -67,6 +67,7 @@ class Run:
             earlier = {}
         if earlier and resume:
             _refuse_other_settings(earlier["config"], OmegaConf.to_container(config))
+            remove_torsos(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._spent = earlier.get("wall_seconds", 0.0) if resume else 0.0
         self.record = {

@@ -80,9 +80,10 @@ def train_generator(
     """
     # transformers takes seconds to import; a mistake in the configuration is answered before
     from transformers import TrainerCallback, TrainingArguments
+    from transformers.integrations import TensorBoardCallback
 
     from align.training.alarms import Alarms
-    from align.training.callbacks import ProgressBar, SampleGrid, StopOnSignal
+    from align.training.callbacks import ProgressBar, SampleGrid, StopOnSignal, TensorBoard
     from align.training.preflight import preflight
     from align.training.trainer import AlignTrainer
     from recipes.run_memory import look_at_memory
@@ -120,6 +121,8 @@ def train_generator(
     if every := trainer_config["sample_every"]:
         conditions = shown_conditions(prompts, generator, supplies.stream)
         trainer.add_callback(SampleGrid(trainer, every, folder / "samples", conditions=conditions))
+    if trainer.pop_callback(TensorBoardCallback) is not None:
+        trainer.add_callback(TensorBoard)
     checkpoint = latest_checkpoint(folder) if resume else None
     if trainer.is_world_process_zero():
         for torso in folder.glob("checkpoint-*"):
@@ -134,7 +137,7 @@ def train_generator(
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < trainer.state.max_steps:
         where = f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} with a checkpoint"
-        if stop.received is not None:
+        if stop.stopped:
             say(f"{where}; go on with resume=auto")
             raise KeyboardInterrupt
         raise FloatingPointError(

@@ -13,12 +13,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 import uuid
 import weakref
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,10 +47,10 @@ class WorkerReward:
 
     remote = True
 
-    def __init__(self, name: str, links: Sequence[Link], settings: WorkerSettings, folder: Path | None = None) -> None:
+    def __init__(self, name: str, links: Sequence[Link], settings: WorkerSettings) -> None:
         self.name = name
         self._pool = WorkerPool(links, settings)
-        self._close = weakref.finalize(self, _close, self._pool, folder)  # also when the interpreter ends
+        self._close = weakref.finalize(self, self._pool.close)  # also when the interpreter ends
         try:
             self.hello = self._compare()
         except BaseException:
@@ -155,13 +152,12 @@ def load_worker_reward(name: str, kwargs: Mapping[str, Any], settings: Mapping[s
         *("--max-megabytes", str(chosen.max_megabytes)),
         *("--call-limit", str(chosen.call_timeout)),
     ]
-    folder = Path(tempfile.mkdtemp(prefix="align-workers-"))
     devices = chosen.devices or [_own_device()] * chosen.number
     links = [
-        ProcessLink(f"worker {index} of {name}", command, process_environment(python, device), folder / f"{index}.log")
+        ProcessLink(f"worker {index} of {name}", command, process_environment(python, device))
         for index, device in enumerate(devices)
     ]
-    return WorkerReward(name, links, chosen, folder)
+    return WorkerReward(name, links, chosen)
 
 
 def _plain(index: int, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,9 +192,3 @@ def _state(link: Link) -> str:
         return link.state()
     except (TransportFault, Refused) as fault:
         return f"gone: {fault}"
-
-
-def _close(pool: WorkerPool, folder: Path | None) -> None:
-    pool.close()
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)

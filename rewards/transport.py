@@ -7,22 +7,24 @@ them retries or remembers: `rewards.worker_pool` does.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from rewards.worker import MEGABYTE, FrameError, frame_start, read_frame
 
 ANSWER_LIMIT = 64 * MEGABYTE
+LOG_LIMIT = MEGABYTE
 _TRANSIENT = (408, 429, 502, 503, 504)
 
 
@@ -119,19 +121,22 @@ class SocketLink:
 class ProcessLink(SocketLink):
     """A worker process of our own, in a session of its own; its stdin and stdout are one end of a socket pair.
 
+    Its stderr goes to a file without a name, of which nothing is left however this process ends.
+
     Args:
         command: interpreter, worker.py and its arguments.
         environment: all of its variables.
-        log: file that its stderr is written to.
     """
 
-    def __init__(self, where: str, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(self, where: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
         super().__init__(where)
-        self._command, self._environment, self._log = command, environment, log
+        self._command, self._environment = command, environment
         self._process: subprocess.Popen[bytes] | None = None
+        self._log = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115, held as long as this link
+        fcntl.fcntl(self._log, fcntl.F_SETFL, os.O_APPEND)  # the worker goes on at the end, also after we cut it
 
     def open(self, timeout: float) -> dict[str, Any]:
-        self._log.write_bytes(b"")
+        self._log.truncate(0)
         hello = super().open(timeout)
         self.where = f"{self.where.partition(' (')[0]} (process {hello['pid']})"
         return hello
@@ -139,12 +144,12 @@ class ProcessLink(SocketLink):
     def _connect(self) -> socket.socket:
         ours, theirs = socket.socketpair()
         try:
-            with theirs, self._log.open("ab") as stderr:
+            with theirs:
                 self._process = subprocess.Popen(
                     self._command,
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
-                    stderr=stderr,
+                    stderr=self._log,
                     env=dict(self._environment),
                     start_new_session=True,
                 )
@@ -155,6 +160,8 @@ class ProcessLink(SocketLink):
 
     def ask(self, header: Mapping[str, Any], body: memoryview, timeout: float) -> tuple[dict[str, Any], bytearray]:
         started = time.monotonic()
+        if os.fstat(self._log.fileno()).st_size > LOG_LIMIT:
+            self._log.truncate(0)  # only its last lines are ever told
         try:
             return super().ask(header, body, timeout)
         except TransportFault as fault:
@@ -174,9 +181,9 @@ class ProcessLink(SocketLink):
         return f" (killed by {signal.Signals(-code).name})" if code < 0 else f" (exit code {code})"
 
     def last_lines(self) -> str:
-        with self._log.open("rb") as log:
-            log.seek(max(0, self._log.stat().st_size - 2000))
-            lines = log.read().decode(errors="replace").strip().splitlines()[-12:]
+        log = self._log.fileno()
+        text = os.pread(log, 2000, max(0, os.fstat(log).st_size - 2000))
+        lines = text.decode(errors="replace").strip().splitlines()[-12:]
         return "; its last lines:\n" + "\n".join(lines) if lines else ""
 
     def state(self) -> str:

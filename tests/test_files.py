@@ -15,7 +15,7 @@ from conftest import tiny_llamagen
 
 from align import load_generator
 from align.checkpoints import load_tokenizer, save_tokenizer
-from align.files import write_atomically, write_text
+from align.files import remove_torsos, write_atomically, write_text
 from align.generators import LlamaGen
 from align.tensor_files import read_tensors, save_tensors
 
@@ -173,3 +173,11 @@ for name in ("generator.pt", "generator.safetensors"):
 def test_new_files_can_be_read_by_others(tmp_path: Path) -> None:
     save_tensors(tmp_path / "a.safetensors", {"x": torch.ones(1)})
     assert (tmp_path / "a.safetensors").stat().st_mode & 0o044 == 0o044
+
+
+def test_what_kills_left_half_written_is_taken_away(tmp_path: Path) -> None:
+    write_text(tmp_path / "samples/run.json", "{}")
+    for name in (".run.json.17.tmp", "samples/.step-000020.png.17.tmp"):
+        (tmp_path / name).touch()
+    remove_torsos(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")] == ["samples/run.json"]

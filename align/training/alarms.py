@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from align.training.checkpoints import ALARMS_FILE
+from align.training.checkpoints import ALARMS_FILE, METRICS_FILE, logged_until
 
 WINDOW = 5  # logged steps that a trend is read from
 
@@ -48,8 +49,17 @@ class Alarms(TrainerCallback):
         self.trained, self.held_out = list(trained), list(held_out)
         self.stop = set(stop)
         self.first_entropy: float | None = None
-        self.history: dict[str, list[float]] = {}
+        self.history: dict[str, _History] = {}
         self.raised: dict[str, str] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A resumed run goes on from what was logged and said before."""
+        for record in logged_until(self.folder / METRICS_FILE, state.global_step):
+            self.check(record)
+        for record in logged_until(self.folder / ALARMS_FILE, state.global_step):
+            self.raised[record["alarm"]] = record["message"]
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # averages are the same on all processes, so that all stop or none
@@ -85,20 +95,32 @@ class Alarms(TrainerCallback):
                 )
         for name in (*self.trained, *self.held_out):
             if f"reward/{name}" in logs:
-                self.history.setdefault(name, []).append(logs[f"reward/{name}"])
+                self.history.setdefault(name, _History()).add(logs[f"reward/{name}"])
         for name in self.held_out:
-            if self._trend(name) < 0 and any(self._trend(other) > 0 for other in self.trained):
+            if self._change(name) < 0 and any(self._change(other) > 0 for other in self.trained):
                 found["gamed"] = (
                     f"the held-out reward {name} falls while the trained one rises; the reward is being gamed"
                 )
         return found
 
-    def _trend(self, name: str) -> float:
-        """Change from the first to the last window of a reward, or 0 where it is within twice its noise."""
-        values = self.history.get(name, [])
-        if len(values) < 2 * WINDOW:
+    def _change(self, name: str) -> float:
+        return self.history[name].change() if name in self.history else 0.0
+
+
+class _History:
+    """The first and the last window of a reward, however long a run is."""
+
+    def __init__(self) -> None:
+        self.first: list[float] = []
+        self.last: deque[float] = deque(maxlen=WINDOW)
+
+    def add(self, value: float) -> None:
+        (self.first if len(self.first) < WINDOW else self.last).append(value)
+
+    def change(self) -> float:
+        """From the first to the last window, or 0 where it is within twice its noise."""
+        if len(self.last) < WINDOW:
             return 0.0
-        first, last = values[:WINDOW], values[-WINDOW:]
-        noise = ((statistics.variance(first) + statistics.variance(last)) / WINDOW) ** 0.5
-        change = statistics.mean(last) - statistics.mean(first)
+        noise = ((statistics.variance(self.first) + statistics.variance(self.last)) / WINDOW) ** 0.5
+        change = statistics.mean(self.last) - statistics.mean(self.first)
         return change if abs(change) > 2 * noise else 0.0

@@ -9,8 +9,11 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import torch
+from accelerate.utils import reduce
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
 from align.generators.base import Generator
 from align.images import save_grid
@@ -53,6 +56,17 @@ class ProgressBar(TrainerCallback):
             self.bar.close()
 
 
+class TensorBoard(TensorBoardCallback):
+    """transformers' own, which hides what an earlier try logged after the checkpoint that this one goes on from."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.tb_writer = self._SummaryWriter(log_dir=self.logging_dir, purge_step=state.global_step + 1)
+        super().on_train_begin(args, state, control, **kwargs)
+
+
 class SampleGrid(TrainerCallback):
     """Guidance-free samples of the same seeds every so many steps, as samples/step-N.png: a column for each condition."""
 
@@ -89,11 +103,14 @@ class SampleGrid(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """Ctrl-C or SIGTERM: finish the step, save a checkpoint, stop. A second Ctrl-C stops at once.
 
+    All processes stop after the same step, whichever of them got the signal, and when. `stopped` says that they did.
+
     A context manager around `trainer.train()`, so that the handlers never outlive the training.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.stopped = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
@@ -112,6 +129,8 @@ class StopOnSignal(TrainerCallback):
         tqdm.write("stopping after this step; press Ctrl-C again to stop without a checkpoint", file=sys.stderr)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.received is not None:
+        told = reduce(torch.tensor(float(self.received is not None), device=args.device))
+        self.stopped = bool(told)
+        if self.stopped:
             control.should_save = True
             control.should_training_stop = True

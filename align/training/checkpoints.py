@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from align.files import write_text
 
@@ -40,10 +41,17 @@ def latest_checkpoint(run: Path) -> Path | None:
 def rewind_logs(run: Path, step: int) -> None:
     """Forget metrics and alarms logged after `step`, so that a resumed run's logs read as an unbroken one's."""
     for path in (run / METRICS_FILE, run / ALARMS_FILE):
-        if not path.exists():
-            continue
-        lines = [line for line in path.read_text().splitlines() if _step(line) <= step]
-        write_text(path, "".join(line + "\n" for line in lines))
+        if path.exists():
+            write_text(path, "".join(line + "\n" for line in _lines_until(path, step)))
+
+
+def logged_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The records of a log up to `step`; none where it has not begun."""
+    return [json.loads(line) for line in _lines_until(path, step)] if path.exists() else []
+
+
+def _lines_until(path: Path, step: int) -> list[str]:
+    return [line for line in path.read_text().splitlines() if _step(line) <= step]
 
 
 def _step(line: str) -> float:

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import rotate_checkpoints
 
 from align.data import PromptStream, Stream
 from align.data.prompts import collate
 from align.files import write_text
 from align.generators.base import Generator
 from align.tensor_files import read_tensors, save_tensors
-from align.training.checkpoints import METRICS_FILE, mark_complete
+from align.training.checkpoints import METRICS_FILE, is_complete, mark_complete
 from align.training.contact import lost_contact
 from align.training.inputs import EXCLUDED, Needs, Objective, Term, conditions, field_inputs, model_inputs
 from align.training.memory import PhasePeaks
@@ -335,6 +336,9 @@ class AlignTrainer(Trainer):
                 with (self.folder / METRICS_FILE).open("a") as file:
                     file.write(json.dumps(record) + "\n")
         super().log(logs, start_time)
+        del self.state.log_history[
+            :-1
+        ]  # metrics.jsonl keeps them; here each would be held, and written at each checkpoint
 
     # --- checkpoints
 
@@ -345,7 +349,9 @@ class AlignTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Save everything that resuming needs, then mark it as whole; until then the older checkpoint is the one to use."""
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        run = self._get_output_dir(trial)
+        folder = Path(run) / f"checkpoint-{self.state.global_step}"
+        kept, self.args.save_total_limit = self.args.save_total_limit, None  # older ones go once this one is whole
         try:
             super()._save_checkpoint(model, trial)
             if state := self.source.state_dict():
@@ -361,13 +367,17 @@ class AlignTrainer(Trainer):
                 coefficients = {penalty.name: penalty.coefficient for penalty in self.penalties}
                 write_text(folder / STATE_FILE, json.dumps({"pending": pending, "coefficients": coefficients}))
                 mark_complete(folder)
+                rotate_checkpoints(run, kept)
         except (OSError, RuntimeError, SafetensorError) as error:
             if lost_contact(error):
                 raise
-            shutil.rmtree(folder, ignore_errors=True)
+            if not is_complete(folder):
+                shutil.rmtree(folder, ignore_errors=True)
             raise OSError(
                 f"could not save {folder} ({error}); earlier checkpoints are untouched. Free some space and run again with resume=auto"
             ) from error
+        finally:
+            self.args.save_total_limit = kept
 
     def _resume(self, folder: Path) -> None:
         """What transformers does not load."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,10 @@ def boldness(images, conditions):
     with Path(__file__).with_suffix(".pids").open("a") as file:
         file.write(f"{os.getpid()}\\n")
     return images.float().mean(dim=(1, 2, 3)) / 255
+
+def slow(images, conditions):
+    time.sleep(0.1)
+    return boldness(images, conditions)
 
 def dies_once(images, conditions):
     if not (mark := Path(__file__).with_suffix(".died")).exists():
@@ -86,6 +92,62 @@ def test_a_run_does_not_depend_on_where_its_reward_is_computed(file: Path) -> No
     assert len(pids) == 4  # this process, two workers, and the one that was started again
     time.sleep(0.2)
     assert all(gone(pid) for pid in pids - {os.getpid()})
+
+
+@pytest.mark.slow
+def test_kills_of_the_worker_of_the_training_and_of_both_change_nothing(file: Path) -> None:
+    """All runs are processes of their own: in this one sums may be rounded otherwise."""
+    long = [*SHORT, "trainer.max_steps=16", "trainer.save_steps=3", "trainer.logging_steps=2", "preflight=false"]
+    long += ["rollout.num_iterations=2"]
+    other = file.with_name("others.py")
+    shutil.copy(file, other)
+    pids, log = file.with_suffix(".pids"), Path("broken/metrics.jsonl")
+
+    def start(file: Path, *settings: str) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", "recipes.cli", "train", *long, reward(file, "slow", ", worker: {}"), *settings]
+        return subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+
+    def workers() -> list[int]:
+        return list(dict.fromkeys(map(int, pids.read_text().split()))) if pids.exists() else []
+
+    def wait_until(happened: Callable[[], bool]) -> None:
+        until = time.monotonic() + 120
+        while not happened():
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    def logged(step: int) -> Callable[[], bool]:
+        return lambda: log.exists() and f'{{"step": {step},' in log.read_text()
+
+    whole = start(other, "output_dir=whole")  # beside the others
+    training = start(file, "output_dir=broken")
+    wait_until(logged(2))
+    os.kill(workers()[0], signal.SIGKILL)
+    wait_until(logged(6))
+    assert len(workers()) == 2  # it went on with another one
+    training.kill()
+    training.wait()
+    wait_until(lambda: gone(workers()[1]))  # which sees for itself that nobody is left
+    half_written = Path("broken/.run.json.17.tmp")
+    half_written.touch()
+    training = start(file, "output_dir=broken", "resume=auto")
+    wait_until(logged(10))
+    for pid in (training.pid, workers()[2]):
+        os.kill(pid, signal.SIGKILL)
+    training.wait()
+    assert start(file, "output_dir=broken", "resume=auto").wait(timeout=300) == 0
+    assert whole.wait(timeout=300) == 0
+    assert without_seconds(log) == without_seconds(Path("whole/metrics.jsonl"))
+    expected = weights("whole")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights("broken").items())
+    wait_until(lambda: all(map(gone, workers())))
+    assert len(workers()) == 4
+    assert not half_written.exists()
+
+
+def without_seconds(log: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith("seconds")} for line in lines]
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ def test_workers_of_different_weights_do_not_start(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
         command = worker_command(f"{FUNCTIONS}:mean", {"weights": tmp_path / name}, sys.executable)
         environment = process_environment(sys.executable, None)
-        links.append(ProcessLink(f"worker {name}", [*command, "--images", "numpy"], environment, tmp_path / "log"))
+        links.append(ProcessLink(f"worker {name}", [*command, "--images", "numpy"], environment))
     with pytest.raises(
         ValueError,
         match=r"differ: worker a .* and worker b .* have weights.weights ca978112\w+ and 3e23e816\w+; they must",

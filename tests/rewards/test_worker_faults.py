@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rewards import worker_pool
+from rewards import transport, worker_pool
 from rewards.base import PartialScores
 from rewards.client import WorkerReward, load_worker_reward
 from rewards.worker import frame_start
@@ -126,6 +127,23 @@ def test_what_a_reward_prints_is_not_taken_for_an_answer(steady: WorkerReward) -
     scores = steady(IMAGES, [{"do": "chatter"}] * 6)
     assert isinstance(scores, Tensor)
     assert scores.tolist() == MEANS.tolist()
+
+
+def test_a_worker_leaves_no_file_and_keeps_a_short_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after kill -9 of the training there is nothing to take away."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(transport, "LOG_LIMIT", 300)
+    reward = load_worker_reward(f"{FUNCTIONS}:act", {}, {"images": "numpy", "number": 1})
+    assert list(tmp_path.iterdir()) == []
+    log = reward._pool.links[0]._log.fileno()  # type: ignore[attr-defined]
+    for _ in range(9):
+        reward(IMAGES, [{"do": "chatter"}] * 6)
+        assert 0 < os.fstat(log).st_size < 300 + 6 * 70  # three lines an image
+    scores = reward(IMAGES, [{"do": "chatter"}] * 5 + [{"do": "die"}])
+    reward.close()
+    assert isinstance(scores, PartialScores)
+    assert "its last lines:\n" in scores.error
+    assert "and from a process" in scores.error
 
 
 def test_a_worker_that_changed_does_not_go_on(tmp_path: Path) -> None:

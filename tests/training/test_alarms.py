@@ -12,8 +12,8 @@ from torch import Tensor
 from training.harness import BRIGHTNESS, OBJECTIVES, logs, train
 from transformers import TrainerControl, TrainerState
 
-from align.training.alarms import ALARMS_FILE, WINDOW, Alarms
-from align.training.checkpoints import latest_checkpoint, rewind_logs
+from align.training.alarms import WINDOW, Alarms
+from align.training.checkpoints import ALARMS_FILE, METRICS_FILE, latest_checkpoint, rewind_logs
 from align.training.penalties import KLPenalty
 from align.types import LossOutput, SamplingConfig
 from rewards.base import Reward
@@ -118,6 +118,29 @@ def test_stopping_saves_first_and_happens_on_every_process(tmp_path: Path) -> No
         assert control.should_save
         assert control.should_training_stop
         assert len(told(folder)) == (2 if main else 0)  # one process writes
+
+
+def test_a_resumed_run_watches_on_from_what_was_logged(tmp_path: Path) -> None:
+    """Up to the checkpoint; nothing is said twice."""
+
+    def made() -> Alarms:
+        return Alarms(tmp_path, kl=0.1, entropy=0.5, trained=["a"], held_out=["b"])
+
+    metrics = [
+        {"kl": float(step == 3), "entropy": 3.0 - 0.1 * step, **both}
+        for step, both in enumerate(rewards_of(RISING, FALLING))
+    ]
+    lines = [json.dumps({"step": step, **logged}) for step, logged in enumerate(metrics)]
+    (tmp_path / METRICS_FILE).write_text("\n".join([*lines, json.dumps({"step": 12, "entropy": 0.1}), '{"step": 1']))
+    unbroken, broken = made(), made()
+    for step, logged in enumerate(metrics):
+        log(unbroken, step, logged)
+    args: Any = None
+    broken.on_train_begin(args, TrainerState(global_step=11), TrainerControl())
+    assert [record["alarm"] for record in told(tmp_path)] == ["kl", "gamed"]
+    assert unbroken.raised == broken.raised
+    log(broken, 12, {"kl": 1.0, "entropy": 1.4, "reward/a": 0.0, "reward/b": 0.0})
+    assert [record["alarm"] for record in told(tmp_path)] == ["kl", "gamed", "entropy"]
 
 
 def test_an_unknown_alarm_is_refused() -> None:

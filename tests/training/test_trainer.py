@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_llamagen, tiny_var
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from training.harness import OBJECTIVES, assert_same, killed_at, logs, make_generator, make_trainer, train, weights
 from transformers import Trainer
 
-from align.training.checkpoints import is_complete, latest_checkpoint
+from align.training import callbacks
+from align.training.checkpoints import is_complete, latest_checkpoint, mark_complete
 from align.training.inputs import Needs
 from align.training.trainer import AlignTrainer
 
@@ -147,6 +150,60 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_older_one(
         train(tmp_path)
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_the_older_checkpoint_goes_when_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(folder: Path) -> None:
+        if folder.name == "checkpoint-4":
+            raise OSError(28, "No space left on device")
+        mark_complete(folder)
+
+    train(tmp_path / "fine", save_total_limit=1)
+    assert [path.name for path in (tmp_path / "fine").glob("checkpoint-*")] == ["checkpoint-4"]
+    monkeypatch.setattr("align.training.trainer.mark_complete", broken)
+    with pytest.raises(OSError, match="earlier checkpoints are untouched"):
+        train(tmp_path / "full", save_total_limit=1)
+    assert latest_checkpoint(tmp_path / "full") == tmp_path / "full/checkpoint-2"
+
+
+def test_what_goes_wrong_after_a_checkpoint_is_whole_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that dies right after it, say."""
+
+    def broken(run: str, limit: int | None) -> None:
+        raise RuntimeError("connection closed by peer")
+
+    monkeypatch.setattr("align.training.trainer.rotate_checkpoints", broken)
+    with pytest.raises(OSError, match="connection closed"):
+        train(tmp_path)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_what_a_run_holds_and_saves_does_not_grow_with_its_log(tmp_path: Path) -> None:
+    train(tmp_path)
+    assert len(logs(tmp_path)) == 4
+    for step in (2, 4):
+        state = json.loads((tmp_path / f"checkpoint-{step}/trainer_state.json").read_text())
+        assert [record["step"] for record in state["log_history"]] == [step]
+
+
+def test_curves_of_a_resumed_run_are_drawn_once(tmp_path: Path) -> None:
+    with killed_at(5):
+        train(tmp_path, max_steps=6, report_to="tensorboard")
+    train(tmp_path, max_steps=6, report_to="tensorboard", resume=True)
+    accumulator = EventAccumulator(str(tmp_path / "tensorboard"))
+    accumulator.Reload()
+    curve = [(event.step, event.value) for event in accumulator.Scalars("train/loss")]
+    assert curve == [(int(line["step"]), pytest.approx(line["loss"])) for line in logs(tmp_path)]
+    assert len(curve) == 6
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here it is another one that got it: after its third step."""
+    steps = iter([0.0, 0.0, 1.0])
+    monkeypatch.setattr(callbacks, "reduce", lambda told: told + next(steps))
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, save_steps=100)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
 
 
 def test_a_non_finite_loss_stops_before_the_update(tmp_path: Path) -> None:
