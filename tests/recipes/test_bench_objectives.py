@@ -9,7 +9,7 @@ import pytest
 
 from evaluation.arms import summarize
 from evaluation.results import ResultRow
-from recipes.bench import END_MARK, TIMES_FILE, _Bench, _details, start_mark
+from recipes.bench_objectives import END_MARK, TIMES_FILE, _Bench, _details, start_mark
 from recipes.bench_tables import make_table
 from recipes.cli import main
 
