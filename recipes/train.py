@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -40,6 +40,9 @@ from recipes.run import Run, is_first_process, refuse_many_processes, say, wait_
 from recipes.supplies import Supplies, check_recipe, make_supplies
 from recipes.tasks import make_task
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
 ADAPTER_FOLDER = "adapter"
 # settings of the trainer section that are ours; all others go to transformers.TrainingArguments
 OURS = (
@@ -52,6 +55,24 @@ OURS = (
     "lora_rank",
     "lora_alpha",
 )
+
+
+def training_arguments(trainer_config: Mapping[str, Any], folder: Path) -> TrainingArguments:
+    """Those of transformers, of a `trainer` section without what is ours. Raises ValueError for what is no field of theirs."""
+    from transformers import TrainingArguments
+
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+    values = {key: value for key, value in trainer_config.items() if key not in OURS}
+    try:
+        return TrainingArguments(
+            output_dir=str(folder),
+            bf16=use_bf16(trainer_config["precision"]),
+            use_cpu=not torch.cuda.is_available(),
+            disable_tqdm=True,
+            **{"save_strategy": "steps", **values},
+        )
+    except TypeError as error:
+        raise ValueError(f"trainer section: {error}; its fields are those of transformers.TrainingArguments") from error
 
 
 def train_generator(
@@ -78,27 +99,14 @@ def train_generator(
         FloatingPointError: an alarm stopped the run, after a checkpoint was saved.
     """
     # transformers takes seconds to import; a mistake in the configuration is answered before
-    from transformers import TrainerCallback, TrainingArguments
+    from transformers import TrainerCallback
 
     from align.training.alarms import Alarms
     from align.training.callbacks import ProgressBar, SampleGrid, StopOnSignal
     from align.training.preflight import preflight
     from align.training.trainer import AlignTrainer
 
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-    values = {key: value for key, value in trainer_config.items() if key not in OURS}
-    bf16 = use_bf16(trainer_config["precision"])
-    try:
-        args = TrainingArguments(
-            output_dir=str(folder),
-            bf16=bf16,
-            use_cpu=not torch.cuda.is_available(),
-            save_strategy="steps",
-            disable_tqdm=True,
-            **values,
-        )
-    except TypeError as error:
-        raise ValueError(f"trainer section: {error}; its fields are those of transformers.TrainingArguments") from error
+    args = training_arguments(trainer_config, folder)
     generator.gradient_checkpointing = trainer_config["gradient_checkpointing"]
     stop, watch = StopOnSignal(), Alarms(folder, **(alarms or {}))
     callbacks: list[TrainerCallback] = [ProgressBar(description), stop, watch]
