@@ -77,6 +77,41 @@ def _cca(config: DictConfig) -> dict[str, Any]:
     return {"step": "cca", "variants": _variants(seconds, "plain", equal, peaks)}
 
 
+def _grpo(config: DictConfig) -> dict[str, Any]:
+    from align.generators import Janus
+    from recipes.speed import group_relative
+    from recipes.speed.turns import in_turn
+
+    def make() -> Janus:
+        found = make_model(**_model(config))
+        if not isinstance(found, Janus):
+            raise ValueError(f"step=grpo is of a language model, which a {config.model} is not; choose model=janus size=S")
+        return found
+
+    task = group_relative.Task(make, _trainer(config), config.num_generations)
+    phases: dict[str, list[dict[str, float]]] = {name: [] for name in group_relative.VARIANTS}
+    with tempfile.TemporaryDirectory() as folder:
+        say("comparing losses and gradients")
+        equal = group_relative.check(task, Path(folder))
+        say("in turn: " + ", ".join(group_relative.VARIANTS))
+        loops = {
+            name: partial(train, task, Path(folder) / f"{name}-run", phases[name])
+            for name, train in group_relative.VARIANTS.items()
+        }
+        seconds = in_turn(loops)
+    found = {"step": "grpo", "rows": task.rows, "variants": _variants(seconds, "trl", equal, {})}
+    for name, by in found["variants"].items():
+        by["phases"] = _phases(seconds[name], phases[name][1:])
+    return found
+
+
+def _phases(seconds: list[float], phases: list[dict[str, float]]) -> dict[str, float]:
+    """Median seconds of each phase; the update is the rest of a step."""
+    found = {name: statistics.median(step.get(name, 0.0) for step in phases) for name in ("generate", "score")}
+    rest = [whole - sum(step.values()) for whole, step in zip(seconds, phases, strict=True)]
+    return {**found, "update": statistics.median(rest)}
+
+
 def _variants(
     seconds: dict[str, list[float]], baseline: str, equal: dict[str, dict[str, float]], peaks: dict[str, float]
 ) -> dict[str, Any]:
@@ -105,8 +140,10 @@ def table(found: dict[str, Any]) -> str:
         row += ["", ""] if peak is None else [f"{peak / 1e9:.2f}", f"{by['share_of_peak']:.0%}"]
         equal = by.get("relative_difference")
         row += ["", ""] if equal is None else [f"{equal['loss']:.1e}", f"{equal['gradient']:.1e}"]
+        if phases := by.get("phases"):
+            row.append(", ".join(f"{phase} {spent:.2f}" for phase, spent in phases.items()))
         rows.append(row)
-    return markdown(header, rows)
+    return markdown([*header, *(["seconds of"] if found["step"] == "grpo" else [])], rows)
 
 
-STEPS: dict[str, Callable[[DictConfig], dict[str, Any]]] = {"cca": _cca}
+STEPS: dict[str, Callable[[DictConfig], dict[str, Any]]] = {"cca": _cca, "grpo": _grpo}

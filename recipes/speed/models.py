@@ -15,13 +15,15 @@ from align.generators import VAR, Generator, Janus, JanusConfig, LlamaGen, Llama
 from align.generators.janus_keys import ORIGINAL
 from align.generators.llamagen import PUBLISHED
 from align.generators.published import PublishedGenerator
-from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer
+from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
 from align.tokenizers.multiscale_vq import SCALES_256
 from align.types import Condition
 from align.zoo_entries import zoo_entries
 
 MEASURED = ("llamagen", "var", "janus")  # those that there is a plain loop of
 PROMPT_TOKENS = 32  # of a Janus' prompts here
+# of a Janus' pixels: small, as what is measured ends with tokens or has them decoded on both sides
+PIXELS = VQConfig(channels=32, channel_multipliers=(1, 1, 1), num_res_blocks=1)
 BOS, BOI, PAD = range(3)  # of its random weights: what a prompt begins and ends with, and what the null prompt consists of
 
 
@@ -62,6 +64,17 @@ def published_sizes(
     )  # fmt: skip
 
 
+def small_janus(grid: Sequence[int]) -> JanusConfig:
+    """Of no published size: a Janus that a CPU trains, with the published vocabulary of images."""
+    language = {
+        "vocab_size": 512, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8,
+        "num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 1024,
+    }  # fmt: skip
+    return JanusConfig(
+        language, vocab_size=16384, codebook_dim=8, aligner_layers=2, head_width=512, grid=_pair(grid)
+    )
+
+
 def _known(family: str, size: str, names: list[str]) -> None:
     if size not in names:
         raise ValueError(f"no published {family} has the size {size!r}; known: {', '.join(names)}")
@@ -84,7 +97,7 @@ def spread(generator: PublishedGenerator[Any]) -> PublishedGenerator[Any]:
 def random_generator(
     sizes: LlamaGenConfig | VARConfig | JanusConfig, device: torch.device | str = "cpu"
 ) -> PublishedGenerator[Any]:
-    """In eval mode, always with the same weights; of tokenizers only a VAR has one, which it reads its scales through."""
+    """In eval mode, always with the same weights; a LlamaGen has no tokenizer."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         with torch.device(device):
@@ -92,7 +105,7 @@ def random_generator(
                 tokenizer = MultiscaleVQTokenizer(MultiscaleVQConfig(patch_nums=sizes.patch_nums))
                 return spread(VAR(sizes, tokenizer)).eval()
             if isinstance(sizes, JanusConfig):
-                return spread(Janus(replace(sizes, pad_id=PAD))).eval()
+                return spread(Janus(replace(sizes, pad_id=PAD), VQTokenizer(PIXELS))).eval()
             return spread((LlamaGenT2I if sizes.caption_tokens else LlamaGen)(sizes)).eval()
 
 
@@ -140,6 +153,8 @@ def _sizes(family: str, size: str, length: int | None) -> LlamaGenConfig | VARCo
     side = math.isqrt(length or 256)
     if length is not None and side * side != length:
         raise ValueError(f"length is {length}; it must be a square number, as 64, 144, 256 or 576")
+    if (family, size) == ("janus", "S"):
+        return small_janus((side, side))
     return published_sizes(family, size, grid=(side, side))
 
 
