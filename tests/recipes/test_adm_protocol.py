@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import fails, run
-from inception_weights import random_inception
+from recipes.speed.inception import random_inception
 
 from evaluation import Reference
 from evaluation.features import inception

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from inception_weights import random_inception
+from recipes.speed.inception import random_inception
 from torch import Tensor
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
