@@ -65,7 +65,9 @@ def _features(config: DictConfig) -> dict[str, Any]:
     def theirs() -> Tensor:
         cuda = extractor.device.type == "cuda"
         # without workers, whose start would be most of a short run
-        return get_featuresdict_from_dataset(_Images(images_NHW3), network, config.batch_size, cuda, True, False)["2048"]
+        return get_featuresdict_from_dataset(_Images(images_NHW3), network, config.batch_size, cuda, True, False)[
+            "2048"
+        ]
 
     expected = theirs()
     difference = ((ours() - expected).abs().max() / expected.abs().max()).item()

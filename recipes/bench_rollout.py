@@ -7,7 +7,7 @@ For example: align bench rollout size=[B] length=[64,256] batch=[4,8] guidance=[
     align bench rollout model=var size=[d16] length=[null] guidance=[1,2.5] peer_path=../VAR
     align bench rollout model=janus size=[1B] length=[64] batch=[2] guidance=[5]
     align bench rollout model=mnist-llamagen size=[null] length=[null]
-Lists are crossed with each other. Of three lengths or batch sizes or more, the cost is fitted: see docs/speed.md.
+Lists are crossed with each other. Over several lengths and batch sizes the growth of ours' cost is fitted as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from align.sampling import sample
 from align.types import Condition, SamplingConfig
 from recipes.config import compose
 from recipes.run import pick_device, refuse_many_processes, say
+from recipes.speed import curves
 from recipes.speed.equal import Draw, Expected
 from recipes.speed.floor import floor
 from recipes.speed.machine import interleaved, median_ratio
@@ -62,7 +63,9 @@ def main(overrides: list[str]) -> None:
                 what |= {"batch": batch, "guidance": scale, "precision": precision}
                 say(", ".join(f"{name} {value}" for name, value in what.items()))
                 found["cells"].append(what | measure(generator, batch, scale, config))
-    tell(found, table(found["cells"]), config.results)
+    found["fits"] = curves.fit(found["cells"])
+    shown = [table(found["cells"]), *([curves.table(found["fits"])] if found["fits"] else [])]
+    tell(found, "\n\n".join(shown), config.results)
 
 
 def measure(generator: PublishedGenerator[Any], batch: int, scale: float, config: DictConfig) -> dict[str, Any]:

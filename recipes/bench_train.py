@@ -59,14 +59,14 @@ def _cca(config: DictConfig) -> dict[str, Any]:
     model, trainer = _model(config), _trainer(config)
     task = contrastive.Task(lambda: make_model(**model), trainer)
     if task.make().num_classes is None:
-        raise ValueError(f"step=cca trains on classes here, and a {config.model} reads prompts; choose model=llamagen or var")
+        raise ValueError(
+            f"step=cca trains on classes here, and a {config.model} reads prompts; choose model=llamagen or var"
+        )
     with tempfile.TemporaryDirectory() as folder:
         say("comparing losses and gradients")
         equal = contrastive.check(task, Path(folder))
         say("in turn: " + "; ".join(contrastive.VARIANTS))
-        loops = {
-            name: partial(train, task, Path(folder) / name) for name, train in contrastive.VARIANTS.items()
-        }
+        loops = {name: partial(train, task, Path(folder) / name) for name, train in contrastive.VARIANTS.items()}
         seconds = in_turn(loops)
     peaks = {}
     for name in contrastive.VARIANTS if config.memory else ():
@@ -85,7 +85,9 @@ def _grpo(config: DictConfig) -> dict[str, Any]:
     def make() -> Janus:
         found = make_model(**_model(config))
         if not isinstance(found, Janus):
-            raise ValueError(f"step=grpo is of a language model, which a {config.model} is not; choose model=janus size=S")
+            raise ValueError(
+                f"step=grpo is of a language model, which a {config.model} is not; choose model=janus size=S"
+            )
         return found
 
     task = group_relative.Task(make, _trainer(config), config.num_generations)
@@ -99,7 +101,7 @@ def _grpo(config: DictConfig) -> dict[str, Any]:
             for name, train in group_relative.VARIANTS.items()
         }
         seconds = in_turn(loops)
-    found = {"step": "grpo", "rows": task.rows, "variants": _variants(seconds, "trl", equal, {})}
+    found: dict[str, Any] = {"step": "grpo", "rows": task.rows, "variants": _variants(seconds, "trl", equal, {})}
     for name, by in found["variants"].items():
         by["phases"] = _phases(seconds[name], phases[name][1:])
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -20,7 +21,8 @@ def causal_lm(janus: Janus) -> LlamaForCausalLM:
     """
     sizes, own = janus.sizes, janus.model
     config = LlamaConfig(**{**sizes.language, "vocab_size": sizes.vocab_size, "attn_implementation": "sdpa"})
-    model = LlamaForCausalLM(config).to(janus.device)
+    model: Any = LlamaForCausalLM(config)
+    model.to(janus.device)
     for ours, theirs in ((own.language_model.layers, model.model.layers), (own.language_model.norm, model.model.norm)):
         theirs.load_state_dict(ours.state_dict(keep_vars=True), assign=True)
     head = own.generation_head
@@ -63,5 +65,3 @@ class NumberPrompts:
 
     def encode(self, prompts: list[str]) -> list[list[int]]:
         return [[int(word) for word in prompt.split()] for prompt in prompts]
-
-

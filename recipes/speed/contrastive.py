@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from align.data import Codes, TrainingStream
+from align.generators import Generator
 from align.generators.published import PublishedGenerator
 from align.objectives import cca
 from align.training.inputs import Needs
@@ -97,16 +98,15 @@ def train_plain(task: Task, folder: Path, end_step: EndStep) -> None:
         end_step()
 
 
-def plain_loss(policy: Model, reference: Model, batch: Mapping[str, Tensor]) -> Tensor:
+def plain_loss(policy: Generator, reference: Generator, batch: Mapping[str, Tensor]) -> Tensor:
     """CCA with label drop (arXiv 2410.09347): each model reads both conditions' rows in one forward, and makes all
     logits and all log-probabilities of them."""
     batch = {name: tensor.to(policy.device) for name, tensor in batch.items()}
-    tokens, dropped, null = torch.cat([batch["tokens"]] * 2), batch["dropped"], policy.num_classes
-    labels = torch.cat([torch.where(dropped, null, batch[name]) for name in ("label", "negative_label")])
-    condition = policy.encode_condition(labels.clamp(max=null - 1))
-    condition = condition.where(labels == null, policy.null_condition(condition))
+    tokens, dropped = torch.cat([batch["tokens"]] * 2), batch["dropped"]
+    condition = policy.encode_condition(torch.cat([batch["label"], batch["negative_label"]]))
+    condition = condition.where(dropped.repeat(2), policy.null_condition(condition))
 
-    def logprobs(model: Model) -> tuple[Tensor, Tensor]:
+    def logprobs(model: Generator) -> tuple[Tensor, Tensor]:
         found = model(tokens, condition).float().log_softmax(dim=-1)
         return found.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).sum(dim=-1).chunk(2)
 
@@ -115,9 +115,7 @@ def plain_loss(policy: Model, reference: Model, batch: Mapping[str, Tensor]) -> 
         positive0, negative0 = logprobs(reference)
     same = dropped | (batch["label"] == batch["negative_label"])
     sign, weight = torch.where(same, 1.0, -1.0), torch.where(same, 1.0, LAMBDA)
-    terms = F.logsigmoid(BETA * (positive - positive0)) + weight * F.logsigmoid(
-        sign * BETA * (negative - negative0)
-    )
+    terms = F.logsigmoid(BETA * (positive - positive0)) + weight * F.logsigmoid(sign * BETA * (negative - negative0))
     return -terms.mean() / max(LAMBDA, 1.0)
 
 
@@ -150,7 +148,9 @@ def check(task: Task, folder: Path) -> dict[str, dict[str, float]]:
 
 def gradient_difference(ours: list[Tensor | None], theirs: list[Tensor | None]) -> float:
     """Norm of the difference over the norm, of all parameters together."""
-    pairs = [(a if a is not None else torch.zeros_like(b), b) for a, b in zip(ours, theirs, strict=True) if b is not None]
+    pairs = [
+        (a if a is not None else torch.zeros_like(b), b) for a, b in zip(ours, theirs, strict=True) if b is not None
+    ]
     difference = sum((a - b).double().square().sum().item() for a, b in pairs)
     return float((difference / sum(b.double().square().sum().item() for _, b in pairs)) ** 0.5)
 

@@ -41,7 +41,7 @@ def floor(generator: PublishedGenerator[Any], rows: int, prompt: int) -> Floor:
     # a VAR's modulations depend on the class alone: once an image
     once = [id(p) for name, p in generator.named_parameters() if "ada_lin" in name]
     weight = matrices[0]
-    sizes: Any = generator.sizes  # type: ignore[attr-defined]
+    sizes: Any = generator.sizes
     language = getattr(sizes, "language", {})
     width = sizes.dim * int(language.get("num_key_value_heads", sizes.num_heads)) // sizes.num_heads
     each = sum(p.numel() for p in matrices if id(p) not in once)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import PrinterCallback
 
 from align.data import PromptStream
 from align.generators import Janus
@@ -33,6 +34,11 @@ from rewards.combine import RewardSet
 
 PROMPTS = 64
 EPSILON = 0.2
+SHARED = (
+    *("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "optim"),
+    *("adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm", "lr_scheduler_type", "logging_steps"),
+    *("save_strategy", "report_to", "seed", "gradient_checkpointing"),
+)
 PHASES = ("generate", "score", "update")
 
 
@@ -88,7 +94,9 @@ def make_theirs(task: Task, folder: Path, policy: Janus) -> Any:
     from trl import GRPOConfig, GRPOTrainer
 
     class Timed(GRPOTrainer):
-        phases: dict[str, float] = {}
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            self.phases: dict[str, float] = {}
+            super().__init__(*arguments, **keywords)
 
         def _generate(self, prompts: list[Any]) -> Any:
             with _counted(self.phases, "generate"):
@@ -102,21 +110,20 @@ def make_theirs(task: Task, folder: Path, policy: Janus) -> Any:
         return brightness(policy.decode(torch.tensor(completion_ids, device=policy.device)), None).tolist()
 
     section = task.trainer
-    shared = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "optim")
-    shared += ("adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm", "lr_scheduler_type", "logging_steps")
-    shared += ("save_strategy", "report_to", "seed", "gradient_checkpointing")
     args = GRPOConfig(
         output_dir=str(folder), num_generations=task.num_generations, max_completion_length=policy.layout.length,
         beta=0.0, loss_type="grpo", epsilon=EPSILON, bf16=use_bf16(section["precision"]), disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(), **{name: section[name] for name in shared},
+        use_cpu=not torch.cuda.is_available(), **{name: section[name] for name in SHARED},
     )  # fmt: skip
-    return Timed(
+    trainer = Timed(
         causal_lm(policy),
         [reward],
         args,
         train_dataset=Dataset.from_dict({"prompt": task.prompts(policy)}),
         processing_class=number_tokenizer(policy),
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def train_ours(task: Task, folder: Path, phases: list[dict[str, float]], end_step: EndStep) -> None:
@@ -158,17 +165,17 @@ def check(task: Task, folder: Path) -> dict[str, dict[str, float]]:
     policy = ours.generator
     assert isinstance(policy, Janus)
     theirs = make_theirs(task, folder / "trl", policy)
-    batches = [batch for batch in _first(ours.get_train_dataloader(), task.trainer["gradient_accumulation_steps"])]
+    batches = list(itertools.islice(ours.get_train_dataloader(), task.trainer["gradient_accumulation_steps"]))
     prepared = ours.prepare(batches, 0)
-    losses = []
-    for run in (lambda batch: ours.compute_loss(policy, batch), lambda batch: _their_loss(theirs, task, policy, batch)):
+    losses, runs = [], (partial(ours.compute_loss, policy), partial(_their_loss, theirs, task, policy))
+    for run in runs:
         policy.train()
         policy.zero_grad()
         total = 0.0
         for batch in prepared:
-            loss = run(batch)
-            loss.backward()
-            total += loss.item()
+            part: Tensor = run(batch)
+            part.backward()
+            total += part.item()
         losses.append((total, [p.grad for p in policy.parameters()]))
     (loss, gradient), (expected, expected_gradient) = losses
     # with one update a rollout the loss is minus the mean advantage, which is 0: what counts is its scale, the rows' terms
@@ -191,11 +198,6 @@ def _their_loss(trainer: Any, task: Task, policy: Janus, batch: Mapping[str, Any
         "num_items_in_batch": torch.tensor(task.rows * tokens.shape[1]),
     }
     return trainer.compute_loss(trainer.model, inputs)
-
-
-def _first(items: Any, number: int) -> Iterator[Any]:
-    for _, item in zip(range(number), items, strict=False):
-        yield item
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +23,9 @@ MEASURED = ("llamagen", "var", "janus")  # those that there is a plain loop of
 PROMPT_TOKENS = 32  # of a Janus' prompts here
 # of a Janus' pixels: small, as what is measured ends with tokens or has them decoded on both sides
 PIXELS = VQConfig(channels=32, channel_multipliers=(1, 1, 1), num_res_blocks=1)
-BOS, BOI, PAD = range(3)  # of its random weights: what a prompt begins and ends with, and what the null prompt consists of
+BOS, BOI, PAD = range(
+    3
+)  # of its random weights: what a prompt begins and ends with, and what the null prompt consists of
 
 
 def published_sizes(
@@ -70,9 +71,7 @@ def small_janus(grid: Sequence[int]) -> JanusConfig:
         "vocab_size": 512, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8,
         "num_attention_heads": 8, "num_key_value_heads": 8, "max_position_embeddings": 1024,
     }  # fmt: skip
-    return JanusConfig(
-        language, vocab_size=16384, codebook_dim=8, aligner_layers=2, head_width=512, grid=_pair(grid)
-    )
+    return JanusConfig(language, vocab_size=16384, codebook_dim=8, aligner_layers=2, head_width=512, grid=_pair(grid))
 
 
 def _known(family: str, size: str, names: list[str]) -> None:
@@ -128,7 +127,9 @@ def make_model(
     """
     if checkpoint is not None or model in zoo_entries():
         if size is not None or length is not None:
-            raise ValueError(f"size and length are those of random weights; {checkpoint or model} has its own: set both to [null]")
+            raise ValueError(
+                f"size and length are those of random weights; {checkpoint or model} has its own: set both to [null]"
+            )
         generator = load_generator(model, checkpoint, tokenizer_checkpoint, device=device, dtype=torch.float32)
     elif model in MEASURED and size is not None:
         generator = random_generator(_sizes(model, size, length), device)
@@ -137,7 +138,9 @@ def make_model(
     else:
         raise ValueError(f"unknown model {model!r}; known: {', '.join((*MEASURED, *zoo_entries()))}")
     if generator.family not in MEASURED:
-        raise ValueError(f"{model} is a {generator.family}, which there is no plain loop of; measured are {', '.join(MEASURED)}")
+        raise ValueError(
+            f"{model} is a {generator.family}, which there is no plain loop of; measured are {', '.join(MEASURED)}"
+        )
     assert isinstance(generator, PublishedGenerator)
     return generator
 

@@ -136,7 +136,7 @@ def janus_peer(generator: Janus) -> Draw:
             channel_multiplier=[1], num_patches=sizes.grid[0],
         ),
     )  # fmt: skip
-    model = JanusForConditionalGeneration(settings)
+    model: Any = JanusForConditionalGeneration(settings)
     model.lm_head = nn.Identity()  # of texts
     own = generator.model
     for name in ("generation_embeddings", "generation_aligner", "generation_head"):
@@ -149,15 +149,13 @@ def janus_peer(generator: Janus) -> Draw:
         ids, mask = condition.tensors["ids"], condition.tensors["mask"].long()
         sampled = sampling.temperature > 0
         how = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p} if sampled else {}
-        generation = GenerationConfig(
+        generation: Any = GenerationConfig(
             bos_token_id=BOS, pad_token_id=generator.pad_id, eos_token_id=None, do_sample=sampled,
             guidance_scale=sampling.guidance_scale, max_length=ids.shape[1] + length, use_cache=True, **how,
         )  # fmt: skip
         generation.generation_kwargs = {"boi_token_id": BOI}
         with _watching(model.model.generation_head, watch, lambda found: found.unsqueeze(1)):
-            return model.generate(
-                ids, attention_mask=mask, generation_mode="image", generation_config=generation
-            )
+            return model.generate(ids, attention_mask=mask, generation_mode="image", generation_config=generation)
 
     return draw
 
@@ -167,7 +165,9 @@ def _assign(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
     try:
         module.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"the model of {path} does not take these weights: {str(error).splitlines()[-1].strip()}") from error
+        raise ValueError(
+            f"the model of {path} does not take these weights: {str(error).splitlines()[-1].strip()}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -192,7 +192,9 @@ def _load(path: Path, *names: str) -> list[ModuleType]:
     try:
         return [importlib.import_module(name) for name in names]
     except ImportError as error:
-        raise ValueError(f"peer_path={path} is no checkout that can be loaded: {error}. Give the folder with {names[0].split('.')[0]}/") from error
+        raise ValueError(
+            f"peer_path={path} is no checkout that can be loaded: {error}. Give the folder with {names[0].split('.')[0]}/"
+        ) from error
     finally:
         sys.path.remove(str(path.resolve()))
         for name in [name for name in sys.modules if name.split(".")[0] in own]:

@@ -23,7 +23,7 @@ Watch = Callable[[Tensor], None]
 
 def plain_loop(generator: PublishedGenerator[Any]) -> Callable[[Condition, SamplingConfig, Watch | None], Tensor]:
     """Draws int64 [B, L] from the generator's weights."""
-    loops = {"llamagen": _llamagen, "var": _var, "janus": _janus}
+    loops: dict[str, Callable[..., Tensor]] = {"llamagen": _llamagen, "var": _var, "janus": _janus}
     weights = generator.published_state()
 
     @torch.no_grad()
@@ -37,7 +37,8 @@ def _choose(logits: Tensor, sampling: SamplingConfig, scale: float, watch: Watch
     """Tokens [B, n] of both branches' logits [2B, n, V]."""
     if watch is not None:
         watch(logits)
-    guided = guide(*logits.chunk(2), scale)
+    cond, null = logits.chunk(2)
+    guided = guide(cond, null, scale)
     if sampling.temperature == 0:
         return guided.argmax(dim=-1)
     probabilities = top_k_filter(guided / sampling.temperature, sampling.top_k).softmax(dim=-1)
@@ -59,7 +60,8 @@ def _llamagen(
     labels = condition.tensors["label"]
     both = torch.cat([labels, torch.full_like(labels, generator.sizes.num_classes)])
     x = w["cls_embedding.embedding_table.weight"][both].unsqueeze(1)
-    table, kept, tokens = generator.rope(), [[] for _ in layers], []
+    kept: list[list[Tensor]] = [[] for _ in layers]
+    table, tokens = generator.rope(), []
 
     def norm(x: Tensor, name: str) -> Tensor:
         wide = x.float()
@@ -97,7 +99,8 @@ def _var(
     labels = condition.tensors["label"]
     class_BC = w["class_emb.weight"][torch.cat([labels, torch.full_like(labels, sizes.num_classes)])]
     positions = w["lvl_embed.weight"][w["lvl_1L"]] + w["pos_1LC"]
-    kept, tokens, f_hat = [[] for _ in range(sizes.num_layers)], [], None
+    kept: list[list[Tensor]] = [[] for _ in range(sizes.num_layers)]
+    tokens, f_hat = [], None
 
     def linear(x: Tensor, name: str) -> Tensor:
         return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])

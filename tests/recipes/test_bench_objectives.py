@@ -163,8 +163,7 @@ def test_stages_seeds_and_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench"], "which domain? known: mnist, shapes"),
-        (["bench", "faces"], "which domain? known: mnist"),
+        (["bench", "faces"], "unknown: align bench faces; known: mnist, shapes"),
         (["bench", "mnist", "experiments=[ccca]"], "unknown experiment mnist/ccca; known: mnist/best_of_n"),
     ],
 )
