@@ -57,12 +57,10 @@ def test_a_variant_alone_says_its_peak(capsys: pytest.CaptureFixture[str], monke
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_says_its_peak_and_what_went_wrong() -> None:
+def test_a_process_of_its_own_says_its_peak() -> None:
     model = {"model": "mnist-llamagen", "size": None, "length": None, "device": "cpu"}
     settings = {"model": model, "trainer": trainer(max_steps=1), "variant": "plain", "threads": 1}
     assert peak_alone(settings) > 1e8
-    with pytest.raises(ValueError, match="plain failed alone: ValueError: unknown model 'nothing'"):
-        peak_alone({**settings, "model": {**model, "model": "nothing"}})
 
 
 @pytest.mark.slow
