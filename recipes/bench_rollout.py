@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -32,7 +32,7 @@ from recipes.speed.equal import Draw, Expected
 from recipes.speed.floor import floor
 from recipes.speed.machine import interleaved, median_ratio
 from recipes.speed.models import conditions, make_model
-from recipes.speed.peers import find_peers
+from recipes.speed.peers import GUIDED_ONLY, find_peers
 from recipes.speed.plain import plain_loop
 from recipes.speed.table import facts, markdown, tell
 
@@ -58,29 +58,34 @@ def main(overrides: list[str]) -> None:
         )
         for precision in config.precision:
             generator.to(PRECISIONS[precision])
+            others = {"plain": plain_loop(generator), **find_peers(generator, config.peer_path)}
             for batch, scale in itertools.product(config.batch, config.guidance):
                 what = {"size": size or generator.size_name, "length": generator.layout.length}
                 what |= {"batch": batch, "guidance": scale, "precision": precision}
                 say(", ".join(f"{name} {value}" for name, value in what.items()))
-                found["cells"].append(what | measure(generator, batch, scale, config))
+                found["cells"].append(what | measure(generator, others, batch, scale, config))
     found["fits"] = curves.fit(found["cells"])
     shown = [table(found["cells"]), *([curves.table(found["fits"])] if found["fits"] else [])]
     tell(found, "\n\n".join(shown), config.results)
 
 
-def measure(generator: PublishedGenerator[Any], batch: int, scale: float, config: DictConfig) -> dict[str, Any]:
+def measure(
+    generator: PublishedGenerator[Any], others: Mapping[str, Draw], batch: int, scale: float, config: DictConfig
+) -> dict[str, Any]:
     """One cell: seconds of all, once they were seen to draw the same."""
     # VAR's authors ramp the guidance up
     schedule = "linear" if generator.family == "var" else "constant"
     sampling = SamplingConfig(guidance_scale=scale, guidance_schedule=schedule, top_k=config.top_k)
     condition = conditions(generator, batch)
-    others = {"plain": plain_loop(generator), **find_peers(generator, scale != 1.0, config.peer_path)}
-    ours = _ours(generator)
     expected = Expected(generator, condition, sampling)
+    others = {name: draw for name, draw in others.items() if scale != 1.0 or name not in GUIDED_ONLY}
     equal = {name: asdict(expected.check(name, draw)) for name, draw in others.items()}
+    draws: dict[str, Draw] = {"ours": _ours(generator, "auto")}
+    if generator.device.type == "cuda":
+        draws["ours, eager"] = _ours(generator, "eager")
+        equal["ours, eager"] = asdict(expected.check("ours, eager", draws["ours, eager"], watched=False))
     del expected  # logits of all tokens
-    all_draws: dict[str, Draw] = {"ours": ours, **others}
-    works = {name: _work(draw, condition, sampling) for name, draw in all_draws.items()}
+    works = {name: _work(draw, condition, sampling) for name, draw in {**draws, **others}.items()}
     seconds = interleaved(works, config.repeats)
     rows = batch * (1 if scale == 1.0 else 2)
     prompt = condition.tensors["ids"].shape[1] if "ids" in condition.tensors else 1
@@ -100,8 +105,9 @@ def measure(generator: PublishedGenerator[Any], batch: int, scale: float, config
     return found
 
 
-def _ours(generator: Generator) -> Draw:
+def _ours(generator: Generator, engine: str) -> Draw:
     def draw(condition: Condition, sampling: SamplingConfig, watch: object = None) -> torch.Tensor:
+        generator.engine = engine
         return sample(generator, condition, sampling).tokens_BL
 
     return draw

@@ -46,15 +46,21 @@ class Expected:
             if is_guided(sampling, generator.layout):
                 self.null_BLV = generator(self.tokens_BL, generator.null_condition(condition))
 
-    def check(self, name: str, draw: Draw) -> Agreement:
-        """Raises ValueError where the other one does not draw what ours draws."""
+    def check(self, name: str, draw: Draw, *, watched: bool = True) -> Agreement:
+        """Raises ValueError where the other one does not draw what ours draws.
+
+        Args:
+            watched: it shows its logits; of another engine of ours, which does not, the tokens alone are compared.
+        """
         found: list[Tensor] = []
 
         def watch(logits: Tensor) -> None:
             start, end = self.spans[len(found)]
             found.append(self._differences(logits.float(), start, end))
 
-        tokens_BL = draw(self.condition, self.sampling, watch)
+        tokens_BL = draw(self.condition, self.sampling, watch if watched else None)
+        if not watched:
+            found = [torch.zeros(len(tokens_BL), device=tokens_BL.device) for _ in self.spans]
         differ_BL = tokens_BL != self.tokens_BL
         if not self.exact:
             first = slice(*self.spans[0])

@@ -27,8 +27,11 @@ from recipes.speed.equal import Draw
 from recipes.speed.models import BOI, BOS
 from recipes.speed.plain import Watch
 
+# without guidance transformers' image mode ends in an error: it always has both branches' rows
+GUIDED_ONLY = ("transformers",)
 
-def find_peers(generator: PublishedGenerator[Any], guided: bool, path: str | None) -> dict[str, Draw]:
+
+def find_peers(generator: PublishedGenerator[Any], path: str | None) -> dict[str, Draw]:
     """By name, those that can draw from this generator's weights.
 
     Args:
@@ -38,8 +41,7 @@ def find_peers(generator: PublishedGenerator[Any], guided: bool, path: str | Non
         ValueError: a path to what is no checkout of the family's authors, or weights that it does not take.
     """
     if isinstance(generator, Janus):
-        # without guidance transformers' image mode ends in an error: it always has both branches' rows
-        return {"transformers": janus_peer(generator)} if guided else {}
+        return {"transformers": janus_peer(generator)}
     if path is None:
         return {}
     make = {"llamagen": llamagen_peer, "var": var_peer}[generator.family]
