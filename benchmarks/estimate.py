@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from true_size import RECIPES, published_sizes, read_recipe
+from true_size import RECIPES, read_recipe, recipe_sizes
 
 from align.checkpoints import expected_tensors
 from align.generators import VARConfig
@@ -65,7 +65,7 @@ class Recipe:
 def read(recipe: str) -> Recipe:
     experiment, chosen = read_recipe(recipe)
     family, trainer = chosen["generator"], experiment["trainer"]
-    sizes: Any = published_sizes(family, experiment["generator"])
+    sizes: Any = recipe_sizes(family, experiment["generator"])
     tokens = {"llamagen": 1, "llamagen-t2i": 120}.get(family, 0)
     tokens += (
         sum(side**2 for side in sizes.patch_nums) if isinstance(sizes, VARConfig) else sizes.grid[0] * sizes.grid[1]

@@ -23,22 +23,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.linalg
 
-from evaluation import RunningMoments, frechet_distance
+from evaluation import frechet_distance
+from recipes.speed.frechet import BATCH, batches, moments, sqrtm_distance
 
-DIM, IMAGES, MANIFOLD_IMAGES, BATCH = 2048, 50_000, 10_000, 500
+DIM, IMAGES, MANIFOLD_IMAGES = 2048, 50_000, 10_000
 CHILD = """
 import json, re, sys, time
 from pathlib import Path
 import numpy as np
 from evaluation import RunningMoments, metrics
-from frechet import BATCH, DIM, batches
+from frechet import DIM
+from recipes.speed.frechet import batches
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024 / 1e9
 before, seconds, result = peak(), 0.0, None
 if sys.argv[1] == "moments":
     moments = RunningMoments(DIM)
-    for batch in batches(int(sys.argv[2]), 0):
+    for batch in batches(int(sys.argv[2]), 0, DIM):
         start = time.perf_counter()
         moments.update(batch)
         seconds += time.perf_counter() - start
@@ -56,31 +57,9 @@ print(json.dumps({"seconds": round(seconds, 2), "imports_gb": round(before, 3), 
 """
 
 
-def batches(n: int, seed: int) -> Any:
-    """float32 [BATCH, DIM] of n images: rectified, of variances over three orders, correlated by a fixed mixing."""
-    mixing_DD = np.random.default_rng(99).normal(size=(DIM, DIM)).astype(np.float32) / np.sqrt(DIM)
-    mixing_DD *= np.logspace(0, -1.5, DIM, dtype=np.float32)[:, None]
-    rng = np.random.default_rng(seed)
-    for start in range(0, n, BATCH):
-        noise_BD = rng.standard_normal((min(BATCH, n - start), DIM), dtype=np.float32)
-        yield np.maximum(noise_BD @ mixing_DD + 0.02 * seed, 0)
-
-
-def moments(n: int, seed: int) -> tuple[Any, Any]:
-    found = RunningMoments(DIM)
-    for batch_BD in batches(n, seed):
-        found.update(batch_BD)
-    return found.mean, found.covariance
-
-
 def timed(function: Callable[[], float]) -> tuple[float, float]:
     start = time.perf_counter()
     return function(), time.perf_counter() - start
-
-
-def sqrtm_distance(mean1: Any, cov1: Any, mean2: Any, cov2: Any) -> float:
-    root = scipy.linalg.sqrtm(cov1 @ cov2)
-    return float(np.square(mean1 - mean2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * np.trace(root.real))
 
 
 def child(*arguments: str) -> dict[str, Any]:
@@ -92,15 +71,15 @@ def child(*arguments: str) -> dict[str, Any]:
 
 def save_features(path: Path, n: int, seed: int) -> None:
     features_ND = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(n, DIM))
-    for index, batch_BD in enumerate(batches(n, seed)):
+    for index, batch_BD in enumerate(batches(n, seed, DIM)):
         features_ND[index * BATCH : index * BATCH + len(batch_BD)] = batch_BD
     features_ND.flush()
 
 
 def main() -> None:
-    from true_size import describe_device  # not above: it brings all of align, which the children would import too
-
+    # not above: it brings torch, which the children would import too
     from align.files import write_text
+    from recipes.run import describe_device
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, help="file for the figures as JSON")
@@ -113,7 +92,7 @@ def main() -> None:
         if arguments.results:
             write_text(arguments.results, json.dumps(found, indent=2) + "\n")
 
-    one, two, few = moments(10_000, 0), moments(6_000, 1), moments(500, 2)
+    one, two, few = (moments(n, seed, DIM) for seed, n in enumerate((10_000, 6_000, 500)))
     ours, seconds = timed(lambda: frechet_distance(*one, *two))
     theirs, sqrtm_seconds = timed(lambda: sqrtm_distance(*one, *two))
     figures = {
@@ -139,7 +118,7 @@ def main() -> None:
         memory.append(child("manifold", real, generated))
         tell(f"precision and recall, {MANIFOLD_IMAGES} against {MANIFOLD_IMAGES}", memory[-1])
         save_features(Path(many), IMAGES, 1)
-        mean, cov = moments(IMAGES, 1)
+        mean, cov = moments(IMAGES, 1, DIM)
         np.savez(file, mean=mean, cov=cov, mean2=one[0], cov2=one[1])
         memory.append(child("stderr", real, many, file))
         tell(f"standard error of the distance of {IMAGES}", memory[-1])

@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 import torch
-from true_size import published_sizes
 
 from align.checkpoints import empty_generator
+from recipes.speed.models import published_sizes
 
 LIMIT = 1.2
 CHILD = """
@@ -34,7 +34,7 @@ print(json.dumps({"imports": before, "seconds": seconds, "loaded": loaded, "read
 
 
 def make_file(path: Path) -> None:
-    sizes = published_sizes("llamagen", {"size": "3B", "config": {"grid": [24, 24]}})
+    sizes = published_sizes("llamagen", "3B", grid=(24, 24))
     generator = empty_generator("llamagen", sizes).to_empty(device="cpu")
     with torch.no_grad():
         for parameter in generator.parameters():

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import resource
 import shutil
 import statistics
 import subprocess
@@ -41,16 +40,16 @@ from align import SamplingConfig, sample
 from align.checkpoints import save_tokenizer
 from align.data import Codes, PreferencePairs
 from align.files import sha256_of_tensors, write_text
-from align.generators import VAR, JanusConfig, LlamaGen, LlamaGenConfig, LlamaGenT2I, PublishedGenerator, VARConfig
-from align.generators.janus_keys import ORIGINAL
-from align.generators.llamagen import PUBLISHED
+from align.generators import JanusConfig, LlamaGenConfig, PublishedGenerator, VARConfig
 from align.text.features import EncoderFacts
 from align.text.store import FeatureStore, caption_key
-from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
+from align.tokenizers import MultiscaleVQTokenizer, VQConfig, VQTokenizer
 from recipes.choices import CONF, options
 from recipes.config import compose
 from recipes.parts import make_generator, make_objective, use_bf16
 from recipes.run import describe_device
+from recipes.speed.machine import matmul_rate, peak_bytes, reset_peak, synchronize
+from recipes.speed.models import published_sizes, random_generator
 from recipes.supplies import check_recipe, make_supplies
 from recipes.train import train_generator
 
@@ -72,7 +71,7 @@ def make_files(recipe: str, folder: Path) -> list[str]:
     experiment, chosen = read_recipe(recipe)
     family = chosen["generator"]
     if family == "janus":
-        made = make_janus(folder / "janus", published_sizes(family, experiment["generator"]))
+        made = make_janus(folder / "janus", recipe_sizes(family, experiment["generator"]))
         settings = [f"generator.checkpoint={made}"]
         classes, length, codes, digest = None, 576, 16384, ""
     else:
@@ -110,43 +109,17 @@ def make_files(recipe: str, folder: Path) -> list[str]:
     return settings
 
 
-def published_sizes(family: str, section: dict[str, Any]) -> LlamaGenConfig | VARConfig | JanusConfig:
+def recipe_sizes(family: str, section: dict[str, Any]) -> LlamaGenConfig | VARConfig | JanusConfig:
     """Of the published model that a recipe's `generator:` section is for."""
-    size, config = section["size"], section.get("config", {})
-    if family == "janus":
-        language = {
-            "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
-            "num_attention_heads": 16, "num_key_value_heads": 16, "max_position_embeddings": 16384,
-        }  # fmt: skip
-        return JanusConfig(
-            language, vocab_size=16384, codebook_dim=8, aligner_layers=2, head_width=2048, grid=(24, 24),
-            key_layout=ORIGINAL,
-        )  # fmt: skip
-    if family == "var":
-        depth = int(size.removeprefix("d"))
-        return VARConfig(
-            dim=64 * depth, num_layers=depth, num_heads=depth, hidden_dim=256 * depth, vocab_size=4096, codebook_dim=32,
-            num_classes=1000, patch_nums=tuple(config["patch_nums"]), l2_norm=True, shared_adaln=False,
-        )  # fmt: skip
-    dim, (_, layers, heads) = next((dim, row) for dim, row in PUBLISHED.items() if row[0] == size)
-    condition = {"num_classes": 1000} if family == "llamagen" else {"caption_tokens": 120, "caption_dim": 2048}
-    return LlamaGenConfig(
-        dim=dim, num_layers=layers, num_heads=heads, hidden_dim=LlamaGenConfig.hidden(dim), vocab_size=16384,
-        grid=tuple(config["grid"]), **condition,
-    )  # fmt: skip
+    tokens = {name: value for name, value in section.get("config", {}).items() if name in ("grid", "patch_nums")}
+    return published_sizes(family, section["size"], **tokens)
 
 
 def make_models(
     family: str, section: dict[str, Any]
 ) -> tuple[PublishedGenerator[Any], VQTokenizer | MultiscaleVQTokenizer]:
-    sizes = published_sizes(family, section)
-    torch.manual_seed(0)
-    with torch.device(DEVICE):
-        if isinstance(sizes, VARConfig):
-            multiscale = MultiscaleVQTokenizer(MultiscaleVQConfig(patch_nums=sizes.patch_nums))
-            return _spread(VAR(sizes, multiscale)), multiscale.cpu()
-        tokenizer = VQTokenizer(VQConfig())
-        return _spread((LlamaGen if family == "llamagen" else LlamaGenT2I)(sizes)), tokenizer.cpu()
+    generator = random_generator(recipe_sizes(family, section), DEVICE)
+    return generator, (generator.tokenizer or VQTokenizer(VQConfig())).cpu()
 
 
 def make_janus(folder: Path, sizes: JanusConfig) -> Path:
@@ -171,15 +144,6 @@ def make_janus(folder: Path, sizes: JanusConfig) -> Path:
     text.save(str(folder / "tokenizer.json"))
     write_text(folder / "tokenizer_config.json", json.dumps({"bos_token": marks[0], "pad_token": marks[2]}))
     return folder
-
-
-@torch.no_grad()
-def _spread(generator: PublishedGenerator[Any]) -> PublishedGenerator[Any]:
-    """A spread of weights that keeps activations and logits in the range of trained ones."""
-    for name, parameter in generator.named_parameters():
-        if parameter.dim() >= 2 and "scale_mul" not in name:
-            parameter.normal_(std=0.02)
-    return generator
 
 
 def make_images(folder: Path, *, captions: bool) -> Path:
@@ -267,7 +231,7 @@ def measure(recipe: str, overrides: list[str], folder: Path, steps: int, images:
         )
     rows = config.trainer.per_device_train_batch_size * config.trainer.gradient_accumulation_steps
     step = statistics.median(after - before for before, after in zip(Watch.ends, Watch.ends[1:], strict=False))
-    floor = Watch.flops / matmul_rate()
+    floor = Watch.flops / training_rate()
     return {
         "parameters": sum(p.numel() for p in generator.parameters()),
         "rows_of_a_micro_batch": config.trainer.per_device_train_batch_size,
@@ -289,37 +253,10 @@ def measure(recipe: str, overrides: list[str], folder: Path, steps: int, images:
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def synchronize() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-
-
-def reset_peak() -> None:
-    if DEVICE == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_bytes() -> int:
-    return (
-        torch.cuda.max_memory_allocated()
-        if DEVICE == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-
-
-def matmul_rate() -> float:
+def training_rate() -> float:
     """Operations a second of a large matrix product, in the precision that training multiplies in."""
     size, dtype = (8192, torch.bfloat16) if use_bf16("auto") else (2048, torch.float32)
-    a, b = (torch.randn(size, size, device=DEVICE).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(5):
-        synchronize()
-        start = time.perf_counter()
-        a @ b
-        synchronize()
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 / statistics.median(times[1:])
+    return matmul_rate(size, size, size, torch.device(DEVICE), dtype)
 
 
 def main() -> None:

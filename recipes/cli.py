@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import atexit
 import difflib
 import gc
@@ -17,7 +18,7 @@ COMMANDS = {
     "train": ("recipes.train", "align a generator by an objective, measure, report"),
     "study": ("recipes.study", "train an objective and its control over seeds, compare with the base, report"),
     "data": ("recipes.data", "make training data (codes, captions, preference pairs) and statistics of real images"),
-    "bench": ("recipes.bench", "run every experiment over generators and seeds, tabulate what each gained"),
+    "bench": ("recipes.bench", "tabulate what every objective gains, or measure time and memory beside others"),
     "sample": ("recipes.sample", "draw images from any checkpoint"),
     "eval": ("recipes.evaluate", "score a checkpoint under one sampling setting, or anybody's images"),
     "sweep": ("recipes.sweep", "score checkpoints over a grid of sampling settings, report the best on other seeds"),
@@ -124,23 +125,36 @@ def leave_group() -> None:
 
 
 def _help(command: str, words: list[str]) -> int:
-    folder = Path(__file__).parent / "conf"
-    # `align data pairs`: a word after the command chooses among its several modules, each with its configuration if it has one
-    others = sorted(Path(__file__).parent.glob(f"{command}_*.py"))
-    parts = [path.stem.removeprefix(f"{command}_") for path in others if "\ndef main(" in path.read_text()]
-    part = next((word for word in words if word in parts), None)
-    module = Path(__file__).parent / f"{f'{command}_{part}' if part else COMMANDS[command][0].split('.')[1]}.py"
-    import ast
-
-    chosen = part or (f"{{{','.join(parts)}}}" if parts else "")
+    """What a command's module says of itself; of a command of several kinds, what the chosen kind's does."""
+    module = COMMANDS[command][0]
+    tree = ast.parse(_source(module).read_text())
+    kinds = _kinds(tree)
+    kind = next((word for word in words if word in kinds), None)
+    if kind is not None:
+        module = kinds[kind]
+        tree = ast.parse(_source(module).read_text())
+    chosen = kind or (f"{{{','.join(kinds)}}}" if kinds else "")
     print(f"usage: {' '.join(filter(None, ['align', command, chosen]))} [key=value ...]\n")
-    print(ast.get_docstring(ast.parse(module.read_text())))
-    name = f"{command}_{part}" if part else command
-    if (folder / f"{name}.yaml").exists():
+    print(ast.get_docstring(tree))
+    name = command if kind is None else _source(module).stem
+    if (Path(__file__).parent / "conf" / f"{name}.yaml").exists():
         from recipes.help_text import describe
 
         print(f"\n{describe(name, words)}")
     return 0
+
+
+def _source(module: str) -> Path:
+    return Path(__file__).parent / f"{module.split('.')[1]}.py"
+
+
+def _kinds(tree: ast.Module) -> dict[str, str]:
+    """A module's KINDS: the words that may follow its command, and the module that each is for."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "KINDS":
+            kinds: dict[str, str] = ast.literal_eval(node.value)
+            return kinds
+    return {}
 
 
 def _fail(message: str, code: int, error: Exception | None = None) -> int:

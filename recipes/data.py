@@ -20,8 +20,14 @@ from __future__ import annotations
 
 import importlib
 
-# each is a module recipes.data_KIND with main(overrides), and a configuration conf/data_KIND.yaml
-KINDS = ("encode", "show", "captions", "pairs", "stats")
+# each module has main(overrides), and a configuration of its name in conf/
+KINDS = {
+    "encode": "recipes.data_encode",
+    "show": "recipes.data_show",
+    "captions": "recipes.data_captions",
+    "pairs": "recipes.data_pairs",
+    "stats": "recipes.data_stats",
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -30,4 +36,4 @@ def main(arguments: list[str]) -> None:
         raise ValueError(
             f"{problem}; known: {', '.join(KINDS)}. For example: align data encode imagenet/train generator=llamagen ...; see align data --help"
         )
-    importlib.import_module(f"recipes.data_{arguments[0]}").main(arguments[1:])
+    importlib.import_module(KINDS[arguments[0]]).main(arguments[1:])

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -41,6 +41,9 @@ from recipes.run import Run, is_first_process, refuse_many_processes, say, wait_
 from recipes.supplies import Supplies, check_recipe, make_supplies
 from recipes.tasks import make_task
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
 ADAPTER_FOLDER = "adapter"
 # settings of the trainer section that are ours; all others go to transformers.TrainingArguments
 OURS = (
@@ -53,6 +56,24 @@ OURS = (
     "lora_rank",
     "lora_alpha",
 )
+
+
+def training_arguments(trainer_config: Mapping[str, Any], folder: Path) -> TrainingArguments:
+    """Those of transformers, of a `trainer` section without what is ours. Raises ValueError for what is no field of theirs."""
+    from transformers import TrainingArguments
+
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+    values = {key: value for key, value in trainer_config.items() if key not in OURS}
+    try:
+        return TrainingArguments(
+            output_dir=str(folder),
+            bf16=use_bf16(trainer_config["precision"]),
+            use_cpu=not torch.cuda.is_available(),
+            disable_tqdm=True,
+            **{"save_strategy": "steps", **values},
+        )
+    except TypeError as error:
+        raise ValueError(f"trainer section: {error}; its fields are those of transformers.TrainingArguments") from error
 
 
 def train_generator(
@@ -79,7 +100,7 @@ def train_generator(
         FloatingPointError: an alarm stopped the run, after a checkpoint was saved.
     """
     # transformers takes seconds to import; a mistake in the configuration is answered before
-    from transformers import TrainerCallback, TrainingArguments
+    from transformers import TrainerCallback
     from transformers.integrations import TensorBoardCallback
 
     from align.training.alarms import Alarms
@@ -88,20 +109,7 @@ def train_generator(
     from align.training.trainer import AlignTrainer
     from recipes.run_memory import look_at_memory
 
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-    values = {key: value for key, value in trainer_config.items() if key not in OURS}
-    bf16 = use_bf16(trainer_config["precision"])
-    try:
-        args = TrainingArguments(
-            output_dir=str(folder),
-            bf16=bf16,
-            use_cpu=not torch.cuda.is_available(),
-            save_strategy="steps",
-            disable_tqdm=True,
-            **values,
-        )
-    except TypeError as error:
-        raise ValueError(f"trainer section: {error}; its fields are those of transformers.TrainingArguments") from error
+    args = training_arguments(trainer_config, folder)
     chosen = trainer_config["gradient_checkpointing"]
     if chosen not in CHOICES:
         raise ValueError(f"trainer.gradient_checkpointing is {chosen!r}; known: false, selective, true")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from recipes.bench import END_MARK, start_mark
+from recipes.bench_objectives import END_MARK, start_mark
 from recipes.bench_tables import make_table, spread
 
 ROOT = Path(__file__).parents[1]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from command_line import fails, run
-from inception_weights import random_inception
 
 from evaluation import Reference
 from evaluation.features import inception
 from evaluation.results import read_results
+from recipes.speed.inception import random_inception
 
 PROTOCOL = ["protocol=adm256-50k", "evaluation.protocol.image_size=20", "evaluation.protocol.extractor.path=weights.pth",
             "evaluation.protocol.reference=adm.npz", "evaluation.batch_size=4"]  # fmt: skip

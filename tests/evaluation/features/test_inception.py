@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from inception_weights import random_inception
 from torch import Tensor
 from torch_fidelity import feature_extractor_inceptionv3 as fidelity
 
 from evaluation.features import inception
 from evaluation.features.inception import PUBLISHED_SHA256, WEIGHTS, InceptionExtractor
+from recipes.speed.inception import random_inception
 
 # CPUs take other algorithms for other sizes of batch, which sum in another order
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}

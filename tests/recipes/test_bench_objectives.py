@@ -9,7 +9,7 @@ import pytest
 
 from evaluation.arms import summarize
 from evaluation.results import ResultRow
-from recipes.bench import END_MARK, TIMES_FILE, _Bench, _details, start_mark
+from recipes.bench_objectives import END_MARK, TIMES_FILE, _Bench, _details, start_mark
 from recipes.bench_tables import make_table
 from recipes.cli import main
 
@@ -163,8 +163,7 @@ def test_stages_seeds_and_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bench"], "which domain? known: mnist, shapes"),
-        (["bench", "faces"], "which domain? known: mnist"),
+        (["bench", "faces"], "unknown: align bench faces; known: mnist, shapes"),
         (["bench", "mnist", "experiments=[ccca]"], "unknown experiment mnist/ccca; known: mnist/best_of_n"),
     ],
 )
