@@ -27,7 +27,7 @@ from align.checkpoints import (
 from align.fingerprints import digest_of, files_of
 from align.generators import InfinityConfig
 from align.generators.janus_keys import tokenizer_tensors
-from align.generators.llamagen import PUBLISHED as LLAMAGEN_SIZES
+from align.generators.llamagen_config import PUBLISHED as LLAMAGEN_SIZES
 from align.shapes import shapes_only
 from align.tensor_files import TensorFile, read_tensors
 from align.tokenizers import (

@@ -148,45 +148,49 @@ void product(const Weight* weight, int64_t begin, int64_t end, const float* x, i
 }
 
 struct Sizes {
-  int64_t layers, batch, dim, heads, hidden, vocab, capacity, position, threads;
+  // halves: rotary pairs are (i, i + width / 2), as transformers has them; else neighbours, as LlamaGen has them
+  // rope_stride: from one row's cosines and sines to the next one's; 0 where all rows share them
+  int64_t layers, batch, dim, heads, hidden, vocab, capacity, halves, rope_stride, position, threads;
 };
 
 template <class Weight>
 struct Layer {
-  const Weight *attention_norm, *wqkv, *wo, *ffn_norm, *w1, *w3, *w2;
+  const Weight *attention_norm, *wq, *wk, *wv, *wo, *ffn_norm, *w1, *w3, *w2;
   Weight* cache;  // [2, batch, heads, capacity, head_dim]
 };
 
 template <class Weight>
-void rms_norm(const float* x, const Weight* weight, float* out, int64_t batch, int64_t dim) {
+void rms_norm(const float* x, const Weight* weight, float epsilon, float* out, int64_t batch, int64_t dim) {
   for (int64_t b = 0; b < batch; ++b) {
     Floats squares = {};
     for (int64_t c = 0; c < dim; c += LANES) {
       Floats values = load(x + b * dim + c);
       squares += values * values;
     }
-    float scale = 1.0f / std::sqrt(sum(squares) / float(dim) + 1e-5f);
+    float scale = 1.0f / std::sqrt(sum(squares) / float(dim) + epsilon);
     for (int64_t c = 0; c < dim; c += LANES)
       store(load(x + b * dim + c) * scale * load(weight + c), out + place(b, c, batch, dim));
   }
 }
 
-inline void rotate(const float* pairs, const float* rope, float* out, int64_t width) {
-  for (int64_t i = 0; i < width; i += 2) {
-    float cos = rope[i], sin = rope[i + 1];
-    out[i] = pairs[i] * cos - pairs[i + 1] * sin;
-    out[i + 1] = pairs[i + 1] * cos + pairs[i] * sin;
+// rope: cosine and sine of each pair
+inline void rotate(const float* pairs, const float* rope, bool halves, float* out, int64_t width) {
+  for (int64_t i = 0; i < width / 2; ++i) {
+    int64_t first = halves ? i : 2 * i, second = halves ? i + width / 2 : 2 * i + 1;
+    float cos = rope[2 * i], sin = rope[2 * i + 1];
+    out[first] = pairs[first] * cos - pairs[second] * sin;
+    out[second] = pairs[second] * cos + pairs[first] * sin;
   }
 }
 
 // the newest token of one row and head: writes its key and value, and what it attends to
 template <int VECTORS, class Weight>
-void attend(const float* qkv, const float* rope, const uint8_t* visible, Weight* keys, Weight* values, int64_t dim,
+void attend(const float* qkv, const float* rope, bool halves, const uint8_t* visible, Weight* keys, Weight* values, int64_t dim,
             int64_t position, float* scores, float* out, int64_t stride) {
   constexpr int64_t width = VECTORS * LANES;
   float q[width], k[width];
-  rotate(qkv, rope, q, width);
-  rotate(qkv + dim, rope, k, width);
+  rotate(qkv, rope, halves, q, width);
+  rotate(qkv + dim, rope, halves, k, width);
   for (int64_t c = 0; c < width; ++c) {
     narrow(k[c], keys + position * width + c);
     narrow(qkv[2 * dim + c], values + position * width + c);
@@ -237,8 +241,8 @@ void attend_by(int64_t width, Rest... rest) {
 }
 
 template <class Weight>
-void step(const Sizes& sizes, const Layer<Weight>* layers, const Weight* norm, const Weight* output, const float* rope,
-          const uint8_t* visible, float* x, float* work, float* logits) {
+void step(const Sizes& sizes, const Layer<Weight>* layers, const Weight* norm, const Weight* output, float epsilon,
+          const float* rope, const uint8_t* visible, float* x, float* work, float* result) {
   const int64_t batch = sizes.batch, dim = sizes.dim, hidden = sizes.hidden, width = dim / sizes.heads;
   const int64_t wide = std::max(3 * dim, 2 * hidden), padded = (sizes.capacity / LANES + 1) * LANES;
   float* shared = work;                                  // qkv [batch, 3 dim], or gate and up [2, batch, hidden]
@@ -256,25 +260,28 @@ void step(const Sizes& sizes, const Layer<Weight>* layers, const Weight* norm, c
     // rows are taken a few at a time, since threads do not read equally fast; each loop ends with all of them
     for (int64_t index = 0; index < sizes.layers; ++index) {
       const Layer<Weight>& layer = layers[index];
-      rms_norm(x, layer.attention_norm, normed, batch, dim);
-#pragma omp for schedule(dynamic)
-      for (int64_t n = 0; n < 3 * dim; n += TAKEN)
-        product(layer.wqkv, n, std::min(n + TAKEN, 3 * dim), normed, batch, dim,
-                [&](int64_t n, int64_t m, float value) { shared[m * 3 * dim + n] = value; });
+      rms_norm(x, layer.attention_norm, epsilon, normed, batch, dim);
+      const Weight* projections[3] = {layer.wq, layer.wk, layer.wv};
+#pragma omp for schedule(dynamic) collapse(2)
+      for (int which = 0; which < 3; ++which)
+        for (int64_t n = 0; n < dim; n += TAKEN)
+          product(projections[which], n, std::min(n + TAKEN, dim), normed, batch, dim,
+                  [&](int64_t n, int64_t m, float value) { shared[(m * 3 + which) * dim + n] = value; });
 #pragma omp for schedule(dynamic)
       for (int64_t pair = 0; pair < batch * sizes.heads; ++pair) {
         int64_t row = pair / sizes.heads, head = pair % sizes.heads, cells = sizes.capacity * width;
         Weight* keys = layer.cache + pair * cells;
         const uint8_t* seen = visible ? visible + row * sizes.capacity : nullptr;
         float* to = attended + place(row, head * width, batch, dim);
-        attend_by<Weight>(width, shared + row * 3 * dim + head * width, rope, seen, keys,
+        attend_by<Weight>(width, shared + row * 3 * dim + head * width, rope + row * sizes.rope_stride,
+                          bool(sizes.halves), seen, keys,
                           keys + batch * sizes.heads * cells, dim, sizes.position, scores, to,
                           LANES * std::min(TILE, batch - row / TILE * TILE));
       }
 #pragma omp for schedule(dynamic)
       for (int64_t n = 0; n < dim; n += TAKEN)
         product(layer.wo, n, std::min(n + TAKEN, dim), attended, batch, dim, add);
-      rms_norm(x, layer.ffn_norm, normed, batch, dim);
+      rms_norm(x, layer.ffn_norm, epsilon, normed, batch, dim);
       float *gate = shared, *up = shared + batch * hidden;
 #pragma omp for schedule(dynamic)
       for (int64_t n = 0; n < hidden; n += TAKEN) {
@@ -295,11 +302,17 @@ void step(const Sizes& sizes, const Layer<Weight>* layers, const Weight* norm, c
       for (int64_t n = 0; n < dim; n += TAKEN)
         product(layer.w2, n, std::min(n + TAKEN, dim), gate, batch, hidden, add);
     }
-    rms_norm(x, norm, normed, batch, dim);
+    rms_norm(x, norm, epsilon, normed, batch, dim);
+    if (output) {
 #pragma omp for schedule(dynamic)
-    for (int64_t n = 0; n < sizes.vocab; n += TAKEN)
-      product(output, n, std::min(n + TAKEN, sizes.vocab), normed, batch, dim,
-              [&](int64_t n, int64_t m, float value) { logits[m * sizes.vocab + n] = value; });
+      for (int64_t n = 0; n < sizes.vocab; n += TAKEN)
+        product(output, n, std::min(n + TAKEN, sizes.vocab), normed, batch, dim,
+                [&](int64_t n, int64_t m, float value) { result[m * sizes.vocab + n] = value; });
+    } else {
+#pragma omp for
+      for (int64_t m = 0; m < batch; ++m)
+        for (int64_t c = 0; c < dim; ++c) result[m * dim + c] = normed[place(m, c, batch, dim)];
+    }
   }
 }
 
@@ -317,13 +330,15 @@ extern "C" void use_huge_pages(void* address, int64_t bytes) {
 }
 
 extern "C" void decode_step_float32(const Sizes* sizes, const void* layers, const void* norm, const void* output,
-                                    const float* rope, const uint8_t* visible, float* x, float* work, float* logits) {
+                                    float epsilon, const float* rope, const uint8_t* visible, float* x, float* work,
+                                    float* result) {
   step(*sizes, static_cast<const Layer<float>*>(layers), static_cast<const float*>(norm),
-       static_cast<const float*>(output), rope, visible, x, work, logits);
+       static_cast<const float*>(output), epsilon, rope, visible, x, work, result);
 }
 
 extern "C" void decode_step_bfloat16(const Sizes* sizes, const void* layers, const void* norm, const void* output,
-                                     const float* rope, const uint8_t* visible, float* x, float* work, float* logits) {
+                                     float epsilon, const float* rope, const uint8_t* visible, float* x, float* work,
+                                     float* result) {
   step(*sizes, static_cast<const Layer<BFloat16>*>(layers), static_cast<const BFloat16*>(norm),
-       static_cast<const BFloat16*>(output), rope, visible, x, work, logits);
+       static_cast<const BFloat16*>(output), epsilon, rope, visible, x, work, result);
 }

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from align.generators.base import TokenLayout
 from align.generators.captions import null_beta
+from align.generators.decode import DecodeStep, StepSizes, StepWeights, bind
 from align.generators.deferred import DeferredLogits
 from align.generators.janus_config import JanusConfig
 from align.generators.janus_keys import published_name
@@ -35,7 +37,7 @@ class Janus(PublishedGenerator[VQTokenizer]):
     """Its conditions hold {"ids": int64 [B, T], "mask": bool [B, T]}; ids are 0 where the mask is False."""
 
     family = "janus"
-    engines = ("graphs",)
+    engines = ("graphs", "native")
     block_class = "LlamaDecoderLayer"
     prompt_tokenizer: PromptTokenizer | None = None
 
@@ -171,6 +173,8 @@ class Janus(PublishedGenerator[VQTokenizer]):
         return self._append(prompt, cache, cache.places.square_mask(prompt.shape[1]))
 
     def step(self, tokens_Bn: Tensor, cache: JanusCache) -> Tensor:
+        if self._has_kernel(cache):
+            return self._kernel_step(tokens_Bn, cache)
         end = cache.position + tokens_Bn.shape[1]
         return self._append(self._embed(tokens_Bn), cache, cache.places.visible_BS[:, None, None, :end])
 
@@ -178,6 +182,48 @@ class Janus(PublishedGenerator[VQTokenizer]):
         seen = torch.arange(length, device=cell_1.device) <= cell_1
         mask = (seen & cache.places.visible_BS[:, :length])[:, None, None]
         return self._advance(self._embed(tokens_B1), cache, mask, cell_1, length)
+
+    def _kernel_step(self, tokens_B1: Tensor, cache: JanusCache) -> Tensor:
+        assert cache.kernel is not None
+        x, cell = self._embed(tokens_B1), cache.position
+        cache.position += 1
+        cos, sin = self.model.language_model.rotary_emb(x.float(), cache.places.positions_BS[:, cell : cell + 1])
+        half = cos.shape[-1] // 2  # the other half repeats it
+        rope = torch.stack([cos[:, 0, :half], sin[:, 0, :half]], dim=-1)
+        return self._logits(cache.kernel(x[:, 0], cell, rope).to(x.dtype))
+
+    def _has_kernel(self, cache: JanusCache) -> bool:
+        """Whether the CPU's own step serves this cache, which is bound to it then."""
+        if cache.kernel is None:
+            llama, (_, rows, heads, capacity, _) = self.model.language_model, cache.layers[0].shape
+            config = llama.config
+            sizes = StepSizes(
+                *(len(llama.layers), rows, config.hidden_size, config.num_attention_heads, config.intermediate_size, 0),
+                capacity,
+                halves=True,
+            )
+            grouped = heads != config.num_attention_heads
+            problem = (
+                f"several of the {config.num_attention_heads} heads share one of {heads} keys" if grouped else None
+            )
+            modules, weights = (*llama.layers, llama.norm), partial(self._step_weights, cache)
+            cache.kernel = bind(self, sizes, modules, weights, cache.places.visible_BS, problem)
+        return cache.kernel is not None
+
+    def _step_weights(self, cache: JanusCache) -> StepWeights:
+        llama = self.model.language_model
+        layers = []
+        for index, layer in enumerate(llama.layers):
+            attention, mlp = layer.self_attn, layer.mlp
+            projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+            layers.append(
+                [
+                    *(layer.input_layernorm.weight, *(projection.weight for projection in projections)),
+                    *(layer.post_attention_layernorm.weight, mlp.gate_proj.weight, mlp.up_proj.weight),
+                    *(mlp.down_proj.weight, cache.layers[index]),
+                ]
+            )
+        return StepWeights(layers, llama.norm.weight, None, llama.config.rms_norm_eps)
 
     def _append(self, x: Tensor, cache: JanusCache, mask: Tensor) -> Tensor:
         start, cache.position = cache.position, cache.position + x.shape[1]
@@ -191,6 +237,7 @@ class Janus(PublishedGenerator[VQTokenizer]):
     def select_rows(self, cache: JanusCache, rows_B: Tensor) -> None:
         for layer, kv in cache.layers.items():
             cache.layers[layer] = kv[:, rows_B]
+        cache.kernel = None
         cache.places = cache.places.rows(rows_B)
 
     def first_rows(self, cache: JanusCache, rows: int) -> JanusCache:
@@ -286,6 +333,7 @@ class JanusCache:
     places: _Places
     cells: slice | Tensor
     length: int
+    kernel: DecodeStep | None = None
 
     def __init__(self) -> None:
         self.layers: dict[int, Tensor] = {}

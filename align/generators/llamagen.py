@@ -9,133 +9,26 @@ class-conditional one, with T = 1, and `llamagen_t2i` has the captions.
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from align.generators.base import TokenLayout
-from align.generators.decode import MAX_ROWS, DecodeStep, StepSizes, missing
+from align.generators.decode import DecodeStep, StepSizes, StepWeights, bind
 from align.generators.deferred import DeferredLogits
 from align.generators.labels import ClassConditional
-from align.generators.published import PublishedGenerator, describe
+from align.generators.llamagen_config import LlamaGenConfig
+from align.generators.published import PublishedGenerator
 from align.generators.recompute import run_block
 from align.tokenizers import VQTokenizer
 from align.types import Condition
 
-# the published sizes by model width: name, layers, and heads, which shapes cannot tell
-PUBLISHED = {768: ("B", 12, 12), 1024: ("L", 24, 16), 1280: ("XL", 36, 20), 1536: ("XXL", 48, 24), 3200: ("3B", 24, 32)}
 ROPE_BASE = 10000.0
-# of a layer, in the order that the kernel takes them
-KERNEL_WEIGHTS = (
-    *("attention_norm", "attention.wqkv", "attention.wo"),
-    *("ffn_norm", "feed_forward.w1", "feed_forward.w3", "feed_forward.w2"),
-)
-
-
-@dataclass(frozen=True)
-class LlamaGenConfig:
-    """Sizes of a LlamaGen. `grid` is (rows, columns) of tokens.
-
-    num_classes: of a class-conditional one, without the null class; 0 for captions.
-    caption_tokens, caption_dim: of a text-to-image one, how many text features of which width it reads; 0 for classes.
-    dropout acts on embeddings, attention output and feed-forward output, in train mode only (pretraining used 0.1).
-    """
-
-    dim: int
-    num_layers: int
-    num_heads: int
-    hidden_dim: int
-    vocab_size: int
-    grid: tuple[int, int]
-    num_classes: int = 0
-    caption_tokens: int = 0
-    caption_dim: int = 0
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.dim % self.num_heads or (self.dim // self.num_heads) % 4:
-            raise ValueError(
-                f"num_heads={self.num_heads} does not divide dim={self.dim} into heads whose width is a multiple of 4 "
-                "(two axes of rotary pairs)"
-            )
-
-    @property
-    def condition_tokens(self) -> int:
-        return self.caption_tokens or 1
-
-    @property
-    def size_name(self) -> str | None:
-        name, *sizes = PUBLISHED.get(self.dim, (None,))
-        return name if sizes == [self.num_layers, self.num_heads] else None
-
-    @staticmethod
-    def hidden(dim: int) -> int:
-        """Width of the feed-forward layer in published models: 8/3 dim rounded up to a multiple of 256."""
-        return -(-int(2 * 4 * dim / 3) // 256) * 256
-
-    @staticmethod
-    def infer(
-        tensors: Mapping[str, Tensor],
-        *,
-        grid: tuple[int, int] | None = None,
-        num_heads: int | None = None,
-        dropout: float = 0.0,
-    ) -> LlamaGenConfig:
-        """Read the sizes off a published state_dict; what shapes cannot tell comes from the table or the keywords.
-
-        The grid is also told by the rotary table that some files carry, whose length is the sequence's.
-
-        Raises:
-            ValueError: another family's file, `grid` / `num_heads` is needed and not given, or the grid contradicts it.
-        """
-        condition: dict[str, int]
-        try:
-            if "cls_embedding.uncond_embedding" in tensors:
-                length, width = tensors["cls_embedding.uncond_embedding"].shape
-                condition = {"caption_tokens": length, "caption_dim": width}
-            else:
-                condition = {"num_classes": tensors["cls_embedding.embedding_table.weight"].shape[0] - 1}
-            hidden_dim = tensors["layers.0.feed_forward.w1.weight"].shape[0]
-            vocab_size, dim = tensors["tok_embeddings.weight"].shape
-        except KeyError as error:
-            raise ValueError(
-                f"this is not a LlamaGen generator: it has no tensor {error}; {describe(tensors)}"
-            ) from error
-        if num_heads is None and dim not in PUBLISHED:
-            raise ValueError(f"no published LlamaGen is {dim} wide, and shapes do not tell the heads; pass num_heads=")
-        rope = tensors.get("freqs_cis")
-        told = None if rope is None else rope.shape[0] - condition.get("caption_tokens", 1)
-        return LlamaGenConfig(
-            dim=dim,
-            num_layers=len({name.split(".")[1] for name in tensors if name.startswith("layers.")}),
-            num_heads=num_heads or PUBLISHED[dim][2],
-            hidden_dim=hidden_dim,
-            vocab_size=vocab_size,
-            grid=_grid(grid, told),
-            dropout=dropout,
-            **condition,
-        )
-
-
-def _grid(given: tuple[int, int] | None, told: int | None) -> tuple[int, int]:
-    """`told`: number of tokens that the file speaks of."""
-    if given is None and told is not None and math.isqrt(told) ** 2 == told:
-        return math.isqrt(told), math.isqrt(told)
-    if given is None:
-        raise ValueError(
-            "a LlamaGen file does not say its token grid; pass grid=(16, 16) for the 256 px models, grid=(24, 24) for 384 px, grid=(32, 32) for 512 px"
-        )
-    rows, columns = int(given[0]), int(given[1])
-    if told not in (None, rows * columns):
-        raise ValueError(
-            f"grid=({rows}, {columns}) is {rows * columns} tokens, but the file's rotary table is of {told}"
-        )
-    return rows, columns
+EPSILON = 1e-5  # of the norms
 
 
 @dataclass
@@ -259,50 +152,31 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
     def _kernel_step(self, x_BC: Tensor, cache: LlamaGenCache) -> Tensor:
         assert cache.kernel is not None
         cache.position += 1
-        return cache.kernel(x_BC.float().contiguous(), cache.position - 1)
+        return cache.kernel(x_BC, cache.position - 1, self.rope()[cache.position - 1])
 
     def _has_kernel(self, cache: LlamaGenCache) -> bool:
-        """Whether the CPU's own step serves this cache; bound to it if so.
-
-        Raises:
-            ValueError: engine=native, and it does not.
-        """
-        if cache.kernel is not None:
-            return True
-        problem = self._no_kernel(cache)
-        if problem is None:
-            state = self.state_dict(keep_vars=True)
-            names = [f"{name}.weight" for name in KERNEL_WEIGHTS]
-            layers = [[*(state[f"layers.{i}.{name}"] for name in names), kv] for i, kv in enumerate(cache.layers)]
-            cache.kernel = DecodeStep(
-                *(self._step_sizes(cache), layers, state["norm.weight"], state["output.weight"], self.rope()),
-                cache.visible_BS,
+        """Whether the CPU's own step serves this cache, which is bound to it then."""
+        if cache.kernel is None:
+            config, (_, rows, _, capacity, _) = self.sizes, cache.layers[0].shape
+            sizes = StepSizes(
+                *(config.num_layers, rows, config.dim, config.num_heads, config.hidden_dim, self.vocab_size, capacity),
+                halves=False,
             )
-        elif self.engine == "native":
-            raise ValueError(f"engine=native cannot be used: {problem}. Use engine=auto, or engine=eager")
+            modules = (*self.layers, self.norm, self.output)
+            cache.kernel = bind(self, sizes, modules, lambda: self._step_weights(cache), cache.visible_BS)
         return cache.kernel is not None
 
-    def _no_kernel(self, cache: LlamaGenCache) -> str | None:
-        weight, sizes = self.output.weight, self._step_sizes(cache)
-        if weight.device.type != "cpu" or self.engine not in ("auto", "native"):
-            return f"it is for the CPU, and this generator is on {weight.device}"
-        if not sizes.supported():
-            return f"it is for up to {MAX_ROWS} rows and heads of 16 to 128 in steps of 16, and these are {sizes}"
-        if self.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return "it is for sampling alone, without dropout, gradients or autocast"
-        parts = [part for part in (*self.layers.modules(), self.norm, self.output) if not list(part.children())]
-        plain = all(type(part) in (nn.Linear, nn.Dropout, _RMSNorm) for part in parts)
-        if not plain or any(weight.dtype != parameter.dtype for parameter in self.layers.parameters()):
-            return "its layers are not plain ones of one dtype (adapters are on?)"
-        if weight.dtype not in (torch.float32, torch.bfloat16):
-            return f"it is for float32 and bfloat16, and the weights are {weight.dtype}"
-        return missing()
-
-    def _step_sizes(self, cache: LlamaGenCache) -> StepSizes:
-        sizes, rows, capacity = self.sizes, cache.layers[0].shape[1], cache.layers[0].shape[3]
-        return StepSizes(
-            *(sizes.num_layers, rows, sizes.dim, sizes.num_heads, sizes.hidden_dim, self.vocab_size, capacity)
-        )
+    def _step_weights(self, cache: LlamaGenCache) -> StepWeights:
+        layers, blocks = [], list[Any](self.layers)
+        for block, kv in zip(blocks, cache.layers, strict=True):
+            attention, ffn = block.attention, block.feed_forward
+            layers.append(
+                [
+                    *(block.attention_norm.weight, *attention.wqkv.weight.chunk(3), attention.wo.weight),
+                    *(block.ffn_norm.weight, ffn.w1.weight, ffn.w3.weight, ffn.w2.weight, kv),
+                ]
+            )
+        return StepWeights(layers, self.norm.weight, self.output.weight, EPSILON)
 
     def _append(self, x: Tensor, cache: LlamaGenCache, mask: Tensor | None) -> Tensor:
         start, cache.position = cache.position, cache.position + x.shape[1]
@@ -377,7 +251,7 @@ class _RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)).type_as(x) * self.weight
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)).type_as(x) * self.weight
 
 
 def _rotate(x: Tensor, rope: Tensor) -> Tensor:

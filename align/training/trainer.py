@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
@@ -27,8 +25,9 @@ from align.generators.base import Generator
 from align.tensor_files import read_tensors, save_tensors
 from align.training.checkpoints import METRICS_FILE, is_complete, mark_complete
 from align.training.contact import lost_contact
-from align.training.inputs import EXCLUDED, Needs, Objective, Term, conditions, field_inputs, model_inputs
+from align.training.inputs import Needs, Objective, Term, conditions, field_inputs, model_inputs
 from align.training.memory import PhasePeaks
+from align.training.mismatch import mismatch
 from align.training.penalties import Penalty
 from align.training.reference import AdapterOffReference, FrozenReference, Reference
 from align.training.rollouts import Rollouts
@@ -264,38 +263,15 @@ class AlignTrainer(Trainer):
         return found | field_inputs(self.needs.names, fields)
 
     def _mismatch(self, known: Mapping[str, Any], batch: Mapping[str, Any]) -> dict[str, Average]:
-        """How far the log-probs of training are from those of sampling, while they should be the same.
-
-        Raises:
-            FloatingPointError: the clip range is narrower than this noise, so that clipping would act on nothing else.
-        """
+        """Only while the log-probs of training and of sampling should be the same."""
         if not isinstance(self.source, Rollouts) or "policy_rollout_BL" not in known:
             return {}
         settings = self.source.settings
         if not settings.on_policy or self.state.global_step % settings.num_iterations:
             return {}
-        policy_BL = known["policy_rollout_BL"].detach()
-        excluded_BL = policy_BL <= EXCLUDED
-        gap_BL = (policy_BL - batch["behaviour"]).abs().masked_fill(excluded_BL, 0.0)
         epsilon = getattr(self.objective.function, "keywords", {}).get("epsilon")
-        floor = gap_BL.quantile(0.95).item()
-        if epsilon is not None and settings.num_iterations > 1 and floor > math.log1p(epsilon):
-            raise FloatingPointError(
-                f"log-probs at sampling and at training differ by {floor:.3g} nats (95th percentile), more than the clip "
-                f"range log(1 + epsilon) = {math.log1p(epsilon):.3g}: clipping would act on noise alone. Raise "
-                "objective.epsilon, use trainer.precision=fp32, or rollout.num_iterations=1"
-            )
-        metrics = {
-            "mismatch": Average.of(gap_BL),
-            "mismatch_max": Average.of(gap_BL.amax(dim=1)),
-            "excluded": Average.of(excluded_BL),  # drawn within a filter, outside of it when scored
-        }
-        # by scale, or along a raster in eighths: a wrong position or cache shows where it begins
-        spans = list(self.generator.layout.spans())
-        for part in np.array_split(np.arange(len(spans)), min(8, len(spans))):
-            name = f"block{part[0]}" if len(part) == 1 else f"blocks{part[0]}-{part[-1]}"
-            metrics[f"mismatch/{name}"] = Average.of(gap_BL[:, spans[part[0]][0] : spans[part[-1]][1]])
-        return metrics
+        policy_BL, spans = known["policy_rollout_BL"].detach(), list(self.generator.layout.spans())
+        return mismatch(policy_BL, batch["behaviour"], spans, epsilon if settings.num_iterations > 1 else None)
 
     # --- metrics
 

@@ -12,7 +12,7 @@ import torch
 from align.checkpoints import load_generator
 from align.generators import VAR, Generator, Janus, JanusConfig, LlamaGen, LlamaGenConfig, LlamaGenT2I, VARConfig
 from align.generators.janus_keys import ORIGINAL
-from align.generators.llamagen import PUBLISHED
+from align.generators.llamagen_config import PUBLISHED
 from align.generators.published import PublishedGenerator
 from align.tokenizers import MultiscaleVQConfig, MultiscaleVQTokenizer, VQConfig, VQTokenizer
 from align.tokenizers.multiscale_vq import SCALES_256

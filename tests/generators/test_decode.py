@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from align import SamplingConfig, sample
-from align.generators import LlamaGen, LlamaGenConfig, LlamaGenT2I, decode
+from align.generators import Janus, JanusConfig, LlamaGen, LlamaGenConfig, LlamaGenT2I, decode
 from align.generators.base import evaluating
 from align.generators.llamagen import LlamaGenDecoder
 from align.types import Condition
@@ -119,3 +119,42 @@ def test_without_a_compiler_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> 
     generator.engine = "native"
     with pytest.raises(ValueError, match="no C.. compiler: neither .CXX nor g.. is found. Use engine=auto"):
         sample(generator, condition(generator, 2))
+
+
+def test_janus_has_it_too() -> None:
+    """With prompts of several lengths, whose rotations differ at one place; and not where heads share keys."""
+    language = {
+        "vocab_size": 40,
+        "hidden_size": 64,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    }
+    janus = janus_of(language)
+    ids = torch.arange(24).view(3, 8)
+    mask = torch.ones(3, 8, dtype=torch.bool)
+    mask[1, :3] = False
+    given = Condition({"ids": ids, "mask": mask})
+    rollouts = {}
+    for janus.engine in ("eager", "native"):
+        rollouts[janus.engine] = sample(janus, given, SamplingConfig(guidance_scale=2.0, guided_blocks=7))
+    assert torch.equal(rollouts["native"].tokens_BL, rollouts["eager"].tokens_BL)
+    torch.testing.assert_close(rollouts["native"].logprobs_BL, rollouts["eager"].logprobs_BL, atol=1e-4, rtol=1e-4)
+    sharing = janus_of({**language, "num_key_value_heads": 1})
+    assert sample(sharing, given).tokens_BL.shape == (3, 25)
+    sharing.engine = "native"
+    with pytest.raises(ValueError, match="cannot be used: several of the 2 heads share one of 1 keys"):
+        sample(sharing, given)
+
+
+def janus_of(language: dict[str, int]) -> Janus:
+    config = JanusConfig(
+        language, vocab_size=50, codebook_dim=4, aligner_layers=2, head_width=32, grid=(5, 5), pad_id=0
+    )
+    numbers, janus = torch.Generator().manual_seed(0), Janus(config)
+    with torch.no_grad():
+        for parameter in janus.parameters():
+            parameter.normal_(std=0.3, generator=numbers)
+    return janus.eval()
