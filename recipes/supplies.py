@@ -213,6 +213,7 @@ def rollout_settings(config: DictConfig) -> RolloutSettings:
         scoring=Scoring(trained, rollout.null_branch),
         num_iterations=rollout.num_iterations,
         batch_size=rollout.batch_size,
+        bf16=use_bf16(config.trainer.precision),
         advantages=OmegaConf.to_container(rollout.advantages),  # type: ignore[arg-type]
         importance_cap=rollout.importance_cap,
         kl_in_reward=config.kl.coefficient if config.kl.where == "reward" else 0.0,

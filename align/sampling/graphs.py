@@ -173,11 +173,11 @@ def sample_recorded(generator: Generator, condition: Condition, config: Sampling
         return _samplers[generator][1](condition, config, index_B)
 
 
-def release(generator: Generator, share: float = 0.1) -> None:
-    """Give back a recording's memory, its cache above all, where it is more than this share of the device's."""
-    known = _samplers.get(generator)
-    if known is not None and known[2] > share * torch.cuda.get_device_properties(generator.device).total_memory:
-        del _samplers[generator]
+def release_recordings(share: float = 0.1) -> None:
+    """Give back the memory of recordings, their caches above all, that hold more than this share of their device's."""
+    for generator, (_, _, held) in list(_samplers.items()):
+        if held > share * torch.cuda.get_device_properties(generator.device).total_memory:
+            del _samplers[generator]
 
 
 def _cuda_recorder() -> Record:

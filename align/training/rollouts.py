@@ -16,6 +16,7 @@ from align.objectives import Advantages, group_advantages
 from align.sampling import sample
 from align.training.credit import TokenCredit
 from align.training.inputs import Needs, Scoring, conditions, model_inputs
+from align.training.sampling_copy import SamplingCopy
 from align.training.sources import RealData, Step, chunks
 from align.types import Average, SamplingConfig
 from rewards.background import BackgroundScorer
@@ -36,6 +37,7 @@ class RolloutSettings:
     scoring: the one that they are trained under: the same, or knowingly another with `importance_cap`.
     num_iterations: updates made on each batch of rollouts.
     batch_size: images sampled and decoded at once.
+    bf16: drawn from the weights in bfloat16, at half the memory traffic.
     advantages: the keywords of `align.objectives.group_advantages`.
     importance_cap: where scoring is another distribution, each token's weight is min(p_scoring / p_sampling, cap),
         a truncated importance weight (Ionides 2008); None refuses the mismatch.
@@ -49,6 +51,7 @@ class RolloutSettings:
     scoring: Scoring = field(default_factory=Scoring)
     num_iterations: int = 1
     batch_size: int = 64
+    bf16: bool = False
     advantages: Mapping[str, Any] = field(default_factory=dict)
     importance_cap: float | None = None
     kl_in_reward: float = 0.0
@@ -113,6 +116,7 @@ class Rollouts(RealData):
         self.scoring = settings.scoring
         self.credit = credit
         self.failures = settings.new_window()
+        self.copy = SamplingCopy()
         self.buffer: list[dict[str, Tensor]] = []
         for _, function in self._moving():
             function.load_state_dict({})  # rewards are shared by the runs of a process; each run starts anew
@@ -178,10 +182,11 @@ class Rollouts(RealData):
         group = self.settings.num_generations
         size = whole_groups(rewards, self.settings.batch_size, group)
         tokens, behaviour = [], []
+        sampled_from = self.copy.of(step.policy) if self.settings.bf16 else step.policy
         with BackgroundScorer(rewards, timeout=self.settings.timeout, group_size=group) as scorer:
             for part in chunks(len(rows), size):
                 condition = step.policy.encode_condition([raw_condition(row) for row in rows[part]])
-                rollout = sample(step.policy, condition, sampling, index_B=position_N[part])
+                rollout = sample(sampled_from, condition, sampling, index_B=position_N[part])
                 scorer.submit(step.policy.decode(rollout.tokens_BL), rows[part])
                 tokens.append(rollout.tokens_BL)
                 behaviour.append(rollout.logprobs_BL)

@@ -22,6 +22,7 @@ from align.data import PromptStream, Stream
 from align.data.prompts import collate
 from align.files import write_text
 from align.generators.base import Generator
+from align.sampling.graphs import release_recordings
 from align.tensor_files import read_tensors, save_tensors
 from align.training.checkpoints import METRICS_FILE, is_complete, mark_complete
 from align.training.contact import lost_contact
@@ -190,7 +191,9 @@ class AlignTrainer(Trainer):
             whole=self.shards.whole,
         )
         with self.peaks.phase("collect"):
-            return self.source.prepare([self._encoded(batch) for batch in batches], step)
+            prepared = self.source.prepare([self._encoded(batch) for batch in batches], step)
+        release_recordings()  # the update needs the memory
+        return prepared
 
     def _encoded(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Images that come as pixels become the generator's tokens."""

@@ -27,6 +27,7 @@ from training.harness import (
 
 from align.generators import Generator
 from align.objectives import policy_gradient
+from align.sampling import sample
 from align.training.inputs import Scoring
 from align.training.penalties import KLPenalty
 from align.training.reference import FrozenReference
@@ -159,6 +160,30 @@ def test_mismatch_is_logged_by_scale_or_position(
     names = [name for name in record if name.startswith("mismatch/")]
     assert {name.removeprefix("mismatch/").strip("blocks") for name in names} == set(parts)
     assert all(record[name] < 1e-4 for name in names)
+
+
+@pytest.mark.parametrize("family", [tiny_llamagen, tiny_var])
+def test_rollouts_in_bfloat16_follow_the_policy(tmp_path: Path, family: Any) -> None:
+    """Drawn from a copy that is rounded anew for every step; what it differs by is logged."""
+    generator = family()
+    trainer = make_trainer(
+        tmp_path, "grpo", generator=generator, supplies={"reference": None, "rollout": {"bf16": True}}
+    )
+    copies = []
+    for index in range(2):
+        (batch,) = step_batches(trainer, index)
+        rounded = family().bfloat16()
+        rounded.load_state_dict(generator.state_dict())
+        condition = rounded.encode_condition(batch["label"])
+        expected = sample(rounded, condition, trainer.source.settings.sampling, index_B=batch["position"])
+        assert torch.equal(batch["rollout"], expected.tokens_BL)
+        assert torch.equal(batch["behaviour"], expected.logprobs_BL)
+        copies.append(trainer.source.copy.of(generator))
+        with torch.no_grad():
+            for parameter in generator.parameters():
+                parameter.mul_(1.5)
+    assert copies[0] is copies[1]
+    assert all(parameter.dtype == torch.float32 for parameter in generator.parameters())
 
 
 def test_no_mismatch_is_claimed_off_policy(tmp_path: Path) -> None:
