@@ -6,7 +6,6 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,9 @@ from align.generators.deferred import DeferredLogits
 from align.generators.recompute import Recompute
 from align.types import Condition
 
-# eager: operation by operation; graphs: by CUDA graphs; compile: graphs of layers that torch.compile has fused, which
-# takes about a minute at first; native: by a kernel of our own on a CPU; auto: graphs or native where they are possible
-ENGINES = ("auto", "eager", "graphs", "compile", "native")
-
+# eager: operation by operation; graphs: by CUDA graphs; native: by a kernel of our own on a CPU; auto: graphs or native
+# where they are possible, else eager
+ENGINES = ("auto", "eager", "graphs", "native")
 # what is made of the logits before they exist
 Readout = Callable[[DeferredLogits], Any]
 
@@ -159,10 +157,6 @@ class Generator(nn.Module, ABC):
     def save_published(self, path: Path | str) -> None:
         """Write the weights in the format that the original authors' code reads."""
 
-    def fused(self, layer: nn.Module) -> Callable[..., Tensor]:
-        """A layer as recorded steps run it. All of one class share what torch.compile makes of it."""
-        return partial(_compile(type(layer)), layer) if self.engine == "compile" else layer
-
     def companions(self) -> list[Any]:
         """What copies of the generator share: frozen networks beside it, the file it came from."""
         return []
@@ -170,17 +164,6 @@ class Generator(nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
-
-
-_compiled: dict[type[nn.Module], Callable[..., Tensor]] = {}
-
-
-def _compile(kind: type[nn.Module]) -> Callable[..., Tensor]:
-    if kind not in _compiled:
-        # for each shape by itself: a cache is read at few lengths, and kernels for unknown ones are slower
-        run = torch.compile(kind.forward, fullgraph=True, dynamic=False)
-        _compiled[kind] = torch._dynamo.config.patch(recompile_limit=64)(run)
-    return _compiled[kind]
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
     """Everything but the condition's embedding `cls_embedding`, which comes first among the file's tensors."""
 
     wrapper = "model"
-    engines = ("graphs", "compile", "native")
+    engines = ("graphs", "native")
     block_class = "_Block"
 
     def __init__(self, config: LlamaGenConfig, cls_embedding: nn.Module, tokenizer: VQTokenizer | None = None) -> None:
@@ -188,8 +188,7 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
         """Logits after x [B, n, C], which goes to these cells of the cache and sees its first `length`."""
         rope = self.rope()[cells]
         for layer, kv in zip(self.layers, cache.layers, strict=True):
-            run = self.fused(layer) if isinstance(cells, Tensor) else layer
-            x = run(x, rope, mask, kv[:, :, :, :length], cells)
+            x = layer(x, rope, mask, kv[:, :, :, :length], cells)
         return self._logits(x[:, -1:])
 
     def select_rows(self, cache: LlamaGenCache, rows_B: Tensor) -> None:
@@ -250,6 +249,8 @@ class _RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.is_cuda:  # one kernel instead of seven; a bfloat16 result is rounded once instead of twice
+            return F.rms_norm(x, self.weight.shape, self.weight, EPSILON)
         wide = x.float()
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)).type_as(x) * self.weight
 
@@ -272,8 +273,9 @@ class _Attention(nn.Module):
     def forward(
         self, x: Tensor, rope: Tensor, mask: Tensor | None, kv: Tensor | None, cells: slice | Tensor | None
     ) -> Tensor:
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)) for part in self.wqkv(x).chunk(3, dim=-1))
-        q, k, v = _rotate(q, rope).transpose(1, 2), _rotate(k, rope).transpose(1, 2), v.transpose(1, 2)
+        projected = self.wqkv(x).unflatten(-1, (3 * self.num_heads, -1))
+        qk, v = projected[:, :, : 2 * self.num_heads], projected[:, :, 2 * self.num_heads :].transpose(1, 2)
+        q, k = _rotate(qk, rope).transpose(1, 2).chunk(2, dim=1)
         if kv is not None:
             kv[0, :, :, cells], kv[1, :, :, cells] = k, v
             k, v = kv[0], kv[1]

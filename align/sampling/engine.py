@@ -46,9 +46,9 @@ def _recorded(generator: Generator) -> bool:
     if engine not in ("auto", "eager", *generator.engines):
         known = ", ".join(("auto", "eager", *generator.engines))
         raise ValueError(f"{generator.family} cannot be sampled with engine={engine}; it has {known}")
-    if engine in ("graphs", "compile") and not possible:
+    if engine == "graphs" and not possible:
         raise ValueError(
-            f"engine={engine} needs whole weights on an NVIDIA GPU; this {generator.family} is on {generator.device}. "
+            f"engine=graphs needs whole weights on an NVIDIA GPU; this {generator.family} is on {generator.device}. "
             "Use engine=auto, which records CUDA graphs where it can, or engine=eager"
         )
     return possible and engine not in ("eager", "native")
