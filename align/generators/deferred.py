@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-CHUNK_BYTES = 64 * 2**20  # of the float32 logits that are read at once
+CHUNK_BYTES = 128 * 2**20  # of the float32 logits that are read at once
 
 # logits [B, n, V] of a span of the tokens, and that span -> tensors [..., n] by name
 Reader = Callable[[Tensor, slice], dict[str, Tensor]]

@@ -257,9 +257,10 @@ class _RMSNorm(nn.Module):
 
 def _rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Rotate the interleaved pairs of x [B, L, heads, head_dim] by rope [L, head_dim/2, 2], in float32."""
-    # as complex numbers: the same bits as by their parts, in one pass over memory instead of eight
-    turned = torch.view_as_complex(x.float().unflatten(-1, (-1, 2))) * torch.view_as_complex(rope)[:, None]
-    return torch.view_as_real(turned).flatten(-2).type_as(x)
+    pairs = x.float().unflatten(-1, (-1, 2))
+    cos, sin = rope[:, None, :, 0], rope[:, None, :, 1]
+    even, odd = pairs[..., 0], pairs[..., 1]
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).type_as(x)
 
 
 class _Attention(nn.Module):

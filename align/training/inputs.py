@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.generators.base import Generator
 from align.generators.deferred import DeferredLogits
@@ -279,23 +279,21 @@ def model_inputs(
     rows = list(dict.fromkeys(item.view.rows for item in wanted))
     rollout, null = VIEWS["rollout"].rows, VIEWS["unconditional"].rows
     guided = rollout in rows and is_guided(scoring.config, generator.layout)
-    fixed_null: DeferredLogits | None = None
+    null_of: Callable[[slice], Tensor] | None = None
     if guided and scoring.null_branch == "trains":
         rows = list(dict.fromkeys([*rows, null]))
     elif guided:
         source = generator if scoring.null_branch == "detached" else reference
         if source is None:
             raise ValueError("null_branch=reference needs a reference; set reference.kind=frozen")
-        with torch.no_grad():
-            fixed_null = source(batch["rollout"], given["null"], readout=lambda logits: logits)
+        null_of = _null_logits(source, batch["rollout"], given["null"], apart=source is not generator)
 
     def read(logits_RnV: Tensor, span: slice) -> dict[str, Tensor]:
         """Of some tokens: logits of all rows to the wanted inputs."""
         logits = dict(zip(rows, logits_RnV.chunk(len(rows)), strict=True))
         null_BnV = None
-        if fixed_null is not None:
-            with torch.no_grad():
-                null_BnV = fixed_null.part(span)
+        if null_of is not None:
+            null_BnV = null_of(span)
         elif guided:
             null_BnV = logits[null]
 
@@ -323,6 +321,24 @@ def model_inputs(
     tokens_RL = torch.cat([batch[name] for name, _ in rows])
     found = forward(tokens_RL, Condition.cat([given[condition] for _, condition in rows]), readout=readout)
     return {name: value.sum(dim=-1) if name.endswith("_B") else value for name, value in found.items()}
+
+
+@torch.no_grad()
+def _null_logits(
+    source: Callable[..., Any], tokens_BL: Tensor, null: Condition, *, apart: bool
+) -> Callable[[slice], Tensor]:
+    """Logits without gradient of any span of the tokens.
+
+    apart: the source is another model than the one that reads them. If it is sharded, then its output layer is in pieces
+        by that time, and so it gives all logits at once.
+    """
+    from align.training.sharding import is_sharded
+
+    if apart and isinstance(source, nn.Module) and is_sharded(source):
+        null_BLV = source(tokens_BL, null)
+        return lambda span: null_BLV[:, span]
+    deferred: DeferredLogits = source(tokens_BL, null, readout=lambda logits: logits)
+    return torch.no_grad()(deferred.part)
 
 
 def _shaped(logits_BnV: Tensor, tokens: Tensor, shape: str) -> Tensor:

@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).with_name("two_ranks.py")
 # the packages come before their tests, whose folders have the same names
 PYTHONPATH = os.pathsep.join(map(str, (SCRIPT.parents[2], SCRIPT.parents[1])))
 LAST = "checkpoint-4"
-CASES = ("cca", "ddo", "kto", "grpo", "va_pi", "cca_moving", "cca_adapters")
+CASES = ("cca", "ddo", "kto", "grpo", "va_pi", "cca_moving", "cca_adapters", "grpo_guided")
 
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

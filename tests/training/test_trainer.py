@@ -249,9 +249,10 @@ def test_weight_decay_spares_what_the_authors_spare(tmp_path: Path) -> None:
 
 def test_bfloat16_and_gradient_checkpointing_train(tmp_path: Path) -> None:
     plain = train(tmp_path / "plain")
-    checkpointed = train(tmp_path / "checkpointed", gradient_checkpointing=True)
-    assert_same(plain, checkpointed, atol=1e-6, rtol=1e-5)
-    train(tmp_path / "bf16", precision="bf16", supplies={"label_drop": 0.0})
+    for mode in (True, "selective"):
+        checkpointed = train(tmp_path / f"checkpointed-{mode}", gradient_checkpointing=mode)
+        assert_same(plain, checkpointed, atol=1e-6, rtol=1e-5)
+    train(tmp_path / "bf16", precision="bf16", gradient_checkpointing="selective", supplies={"label_drop": 0.0})
     first = logs(tmp_path / "bf16")[0]
     assert first["abs_gap"] == 0  # policy and reference run in the same precision
     assert logs(tmp_path / "bf16")[-1]["margin"] != 0
@@ -287,3 +288,8 @@ def test_a_stream_of_another_length_is_refused(tmp_path: Path) -> None:
     trainer.args.max_steps = 5
     with pytest.raises(ValueError, match="the stream has 24 samples; 5 steps of 6 rows need 30"):
         AlignTrainer(trainer.generator, OBJECTIVES["sft"], trainer.stream, trainer.args)
+
+
+def test_an_unknown_way_of_recomputing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="trainer.gradient_checkpointing is 'some'; known: false, selective, true"):
+        train(tmp_path, gradient_checkpointing="some")

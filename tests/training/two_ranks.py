@@ -1,7 +1,8 @@
 """Run by test_ranks.py, alone, by torchrun and by accelerate launch: a few steps of each objective, and the weights that
 came out, in FOLDER/OBJECTIVE/trained.safetensors.
 
-Beside the objectives of the harness: cca_moving has a reference that moves, cca_adapters trains LoRA against itself.
+Beside the objectives of the harness: cca_moving has a reference that moves, cca_adapters trains LoRA against itself, and
+grpo_guided draws guided rollouts, whose null logits are the reference's. Logits are read two tokens at a time.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from training.harness import (
     place,
 )
 
+from align.generators import deferred
 from align.training.adapters import add_adapters
+from align.training.inputs import Scoring
 from align.training.penalties import KLPenalty
 from align.training.reference import AdapterOffReference, FrozenReference, Reference
+from align.types import SamplingConfig
 from recipes.cli import leave_group
 from recipes.train import train_generator
 from rewards.base import Reward
@@ -34,7 +38,9 @@ STEPS = 4
 
 
 def main(folder: Path, case: str, micro_batch: int, world: int, *, resume: bool) -> None:
-    objective = case.removesuffix("_moving").removesuffix("_adapters")
+    objective = case.partition("_")[0] if case != "va_pi" else case
+    deferred.CHUNK_BYTES = 2 * 4 * 2 * micro_batch * 16
+    guided = SamplingConfig(guidance_scale=1.5)
     generator = make_generator(objective)
     reference: Reference | str = "frozen"
     if case == "cca_moving":
@@ -57,7 +63,11 @@ def main(folder: Path, case: str, micro_batch: int, world: int, *, resume: bool)
         settings,
         world=world,
         reference=reference,
-        rollout={"num_generations": 4, "num_iterations": 2},
+        rollout={
+            "num_generations": 4,
+            "num_iterations": 1 if case == "grpo_guided" else 2,  # drawn under the policy's own null logits
+            **({"sampling": guided, "scoring": Scoring(guided, "reference")} if case == "grpo_guided" else {}),
+        },
         rewards=[
             *BRIGHTNESS,
             Reward("darkness", darkness, 0.0),
