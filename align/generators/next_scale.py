@@ -14,6 +14,11 @@ def normalize(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS)
 
 
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """The norm, scaled by 1 + scale and shifted, in one pass."""
+    return torch.addcmul(shift, normalize(x), 1 + scale)
+
+
 class AdaptiveNorm(nn.Module):
     """The norm before the output layer, scaled and shifted by the condition."""
 
@@ -23,7 +28,7 @@ class AdaptiveNorm(nn.Module):
 
     def forward(self, x: Tensor, condition_BC: Tensor) -> Tensor:
         scale, shift = self.ada_lin(condition_BC).unsqueeze(1).chunk(2, dim=-1)
-        return normalize(x) * (1 + scale) + shift
+        return modulate(x, scale, shift)
 
 
 class FeedForward(nn.Module):

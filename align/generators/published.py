@@ -92,7 +92,9 @@ class PublishedGenerator(Generator, Generic[Tokenizer]):
             raise ValueError(
                 f"this generator was loaded without a tokenizer{why}; pass tokenizer_checkpoint= to load_generator"
             )
-        return self.tokenizer.to(self.device)
+        if next(self.tokenizer.parameters()).device != self.device:  # asked first: `to` goes through all of its modules
+            self.tokenizer.to(self.device)
+        return self.tokenizer
 
     # --- published format
 

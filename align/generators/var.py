@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from align.generators.base import TokenLayout
 from align.generators.deferred import DeferredLogits
 from align.generators.labels import ClassConditional
-from align.generators.next_scale import AdaptiveNorm, DropPath, FeedForward, normalize
+from align.generators.next_scale import AdaptiveNorm, DropPath, FeedForward, modulate
 from align.generators.published import describe
 from align.generators.recompute import run_block
 from align.tokenizers import MultiscaleVQTokenizer
@@ -135,11 +135,20 @@ def _patch_nums(levels: Tensor, length: int, given: Sequence[int] | None) -> tup
 
 
 @dataclass
-class VARCache:
-    """Keys and values of every block, preallocated: [2, B, heads, L, head_dim] each, filled up to `position`; and what
-    the next scale is computed from."""
+class _BlockCache:
+    """kv: a block's keys and values [2, B, heads, L, head_dim], preallocated.
+    modulation: [B, 1, 6, C] from the first scale on. It depends on the class alone, and takes a third of the weights."""
 
-    blocks: list[Tensor]
+    kv: Tensor
+    modulation: Tensor | None = None
+
+
+@dataclass
+class VARCache:
+    """What every block keeps, with keys and values of the first `position` tokens; and what the next scale is computed
+    from."""
+
+    blocks: list[_BlockCache]
     position: int = 0
     scale: int = 0
     class_BC: Tensor | None = None
@@ -246,7 +255,7 @@ class VAR(ClassConditional[MultiscaleVQTokenizer]):
     def new_cache(self, rows: int) -> VARCache:
         heads, width = self.sizes.num_heads, self.sizes.dim // self.sizes.num_heads
         weight = self.head.weight
-        return VARCache([weight.new_empty(2, rows, heads, self.layout.length, width) for _ in self.blocks])
+        return VARCache([_BlockCache(weight.new_empty(2, rows, heads, self.layout.length, width)) for _ in self.blocks])
 
     def start(self, condition: Condition, cache: VARCache) -> Tensor:
         cache.class_BC = self.with_beta(self.class_emb(condition.tensors["label"]), condition)
@@ -264,16 +273,17 @@ class VAR(ClassConditional[MultiscaleVQTokenizer]):
         assert cache.class_BC is not None
         end = cache.position + x.shape[1]
         x = x + self._positions()[:, cache.position : end]
-        modulation = self._modulation(cache.class_BC)
-        for block, kv in zip(self.blocks, cache.blocks, strict=True):
-            x = block(x, modulation, None, kv, cache.position)
+        modulation = self._modulation(cache.class_BC) if cache.position == 0 else None
+        for block, kept in zip(self.blocks, cache.blocks, strict=True):
+            x = block(x, modulation, None, kept, cache.position)
         cache.position = end
         return self._logits(x, cache.class_BC)
 
     def select_rows(self, cache: VARCache, rows_B: Tensor) -> None:
         assert cache.class_BC is not None
-        for block, kv in enumerate(cache.blocks):
-            cache.blocks[block] = kv[:, rows_B]
+        for kept in cache.blocks:
+            kept.kv = kept.kv[:, rows_B]
+            kept.modulation = None if kept.modulation is None else kept.modulation[rows_B]
         cache.class_BC = cache.class_BC[rows_B]
         cache.f_hat = None if cache.f_hat is None else cache.f_hat[rows_B]
 
@@ -315,9 +325,8 @@ class _Attention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         scale = 0.25 / math.sqrt(q.shape[-1])
         if hasattr(self, "scale_mul_1H11"):
-            q = F.normalize(q, dim=-1) * self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp()
-            k = F.normalize(k, dim=-1)
-            q, k, scale = q.to(v.dtype), k.to(v.dtype), 1.0
+            q = q * (self.scale_mul_1H11.clamp_max(MAX_LOG_SCALE).exp() / _norms(q))
+            q, k, scale = q.to(v.dtype), (k / _norms(k)).to(v.dtype), 1.0
         if kv is not None:
             end = position + x.shape[1]
             kv[0, :, :, position:end], kv[1, :, :, position:end] = k, v
@@ -339,12 +348,29 @@ class _Block(nn.Module):
             self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, 6 * config.dim))
 
     def forward(
-        self, x: Tensor, modulation: Tensor, mask: Tensor | None, kv: Tensor | None = None, position: int = 0
+        self,
+        x: Tensor,
+        modulation: Tensor | None,
+        mask: Tensor | None,
+        kept: _BlockCache | None = None,
+        position: int = 0,
     ) -> Tensor:
-        if hasattr(self, "ada_gss"):
+        """`modulation` is None where `kept` has the block's own already."""
+        if modulation is None:
+            assert kept is not None
+            parts = kept.modulation
+        elif hasattr(self, "ada_gss"):
             parts = self.ada_gss + modulation
         else:
             parts = self.ada_lin(modulation).unflatten(-1, (1, 6, -1))
+        if kept is not None:
+            kept.modulation = parts
         gamma1, gamma2, scale1, scale2, shift1, shift2 = parts.unbind(2)
-        x = x + self.drop_path(self.attn(normalize(x) * (1 + scale1) + shift1, mask, kv, position) * gamma1)
-        return x + self.drop_path(self.ffn(normalize(x) * (1 + scale2) + shift2) * gamma2)
+        kv = None if kept is None else kept.kv
+        x = torch.addcmul(x, self.drop_path(self.attn(modulate(x, scale1, shift1), mask, kv, position)), gamma1)
+        return torch.addcmul(x, self.drop_path(self.ffn(modulate(x, scale2, shift2))), gamma2)
+
+
+def _norms(x: Tensor) -> Tensor:
+    """Of the vectors along the last dimension, never 0."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)

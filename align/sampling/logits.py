@@ -17,20 +17,32 @@ def top_k_filter(logits: Tensor, top_k: int) -> Tensor:
     """-inf below the k-th largest logit [..., V]; ties at the boundary all stay. 0 is off."""
     if top_k == 0 or top_k >= logits.shape[-1]:
         return logits
-    boundary = logits.topk(top_k, dim=-1).values[..., -1:]
+    boundary = logits.topk(top_k, dim=-1, sorted=False).values.amin(dim=-1, keepdim=True)
     return logits.masked_fill(logits < boundary, -torch.inf)
 
 
-def top_p_filter(logits: Tensor, top_p: float) -> Tensor:
+def top_p_filter(logits: Tensor, top_p: float, top_k: int = 0) -> Tensor:
     """-inf outside of the nucleus [..., V] (Holtzman et al. 2020): the most likely tokens up to and including the one
-    whose cumulative probability exceeds `top_p`. 1.0 is off."""
+    whose cumulative probability exceeds `top_p`; of tied tokens the first ones, on every device. 1.0 is off.
+
+    top_k: take the nucleus of what `top_k_filter` leaves, which is quicker than one after the other.
+    """
     if top_p >= 1.0:
-        return logits
-    ordered, order = logits.sort(dim=-1, descending=True)
-    probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    # the first token stays whatever top_p is: nothing comes before it
-    outside = (before > top_p).scatter(-1, order, before > top_p)
+        return top_k_filter(logits, top_k)
+    size = logits.shape[-1]
+    # sorting takes the time: no indices, and no more values than can stay
+    ordered = logits.detach().topk(min(top_k or size, size), dim=-1).values
+    weights = (ordered - ordered[..., :1]).exp()
+    more = (logits >= ordered[..., -1:]).sum(dim=-1, keepdim=True) - ordered.shape[-1]  # tied with the k-th, and stay
+    most = top_p * (weights.sum(dim=-1, keepdim=True) + more * weights[..., -1:])
+    before = weights.cumsum(dim=-1) - weights
+    # the first token stays whatever top_p is, as nothing comes before it; NaN is not for a filter to report
+    last = (torch.searchsorted(before, most, right=True) - 1).clamp_min(0)
+    smallest = ordered.gather(-1, last)
+    larger = (ordered > smallest).sum(dim=-1, keepdim=True)
+    room = ((most - before.gather(-1, larger)) / weights.gather(-1, last)).floor() + 1  # for how many as small as that
+    tied = logits == smallest
+    outside = (logits < smallest) | (tied & (tied.cumsum(dim=-1, dtype=torch.int32) > room))
     return logits.masked_fill(outside, -torch.inf)
 
 
@@ -45,7 +57,7 @@ def filter_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
         return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
     if config.temperature != 1.0:
         logits = logits / config.temperature
-    return top_p_filter(top_k_filter(logits, config.top_k), config.top_p)
+    return top_p_filter(logits, config.top_p, config.top_k)
 
 
 def sampling_logprobs(logits: Tensor, config: SamplingConfig) -> Tensor:

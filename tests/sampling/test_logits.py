@@ -58,6 +58,24 @@ def test_top_k_keeps_ties_and_top_p_keeps_the_crossing_token() -> None:
     assert top_p_filter(logits, 0.01).isinf().tolist() == [False, True, True]
 
 
+@pytest.mark.parametrize("top_k", [0, 3, 6, 20])
+@pytest.mark.parametrize("top_p", [0.01, 0.31, 0.57, 0.87, 0.99])
+def test_of_tied_tokens_the_first_are_in_the_nucleus(top_k: int, top_p: float) -> None:
+    """Beside one filter after the other with a sort that keeps the order of equals."""
+    logits = torch.randint(4, (50, 3, 12), generator=torch.Generator().manual_seed(0)).double()
+    ordered, order = top_k_filter(logits, top_k).sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.softmax(dim=-1)
+    outside = (probabilities.cumsum(dim=-1) - probabilities > top_p) | ordered.isinf()
+    expected = torch.zeros_like(outside).scatter(-1, order, outside)
+    assert torch.equal(top_p_filter(logits, top_p, top_k).isinf(), expected)
+
+
+def test_filters_leave_a_broken_row_to_others() -> None:
+    """NaN is reported by what checks the model's numbers, and spoils no other row."""
+    logits = torch.tensor([[math.nan, 0.0, 1.0], [0.0, 5.0, 0.0]])
+    assert top_p_filter(logits, 0.5).isinf().tolist() == [[False] * 3, [True, False, True]]
+
+
 def test_temperature_divides_and_zero_is_a_point_mass() -> None:
     logits = torch.tensor([0.0, math.log(3)])
     halved = sampling_logprobs(logits, SamplingConfig(temperature=0.5)).exp()
