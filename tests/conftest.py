@@ -22,6 +22,14 @@ from align.tokenizers import BSQConfig, BSQTokenizer, MultiscaleVQConfig, Multis
 torch.set_num_threads(1)  # tiny models lose by threads, and sums keep one order
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is a GPU too: the digits that tests hold are a CPU's. Only tests marked gpu use it."""
+    if request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # of processes that a test starts
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in items:

@@ -181,3 +181,13 @@ def score_batch(
         if step.reference is not None and wanted.of_model("reference"):
             found |= step.reference.inputs(batch, given, wanted.of_model("reference"), Scoring())
     return found
+
+
+def check_supplies(needs: Needs, supplies: str) -> None:
+    """Raises ValueError when an objective's data is of another kind than the source's."""
+    on_real = needs.source == "real" and supplies in ("real", "fakes", "actions")
+    if needs.source != supplies and not on_real:
+        raise ValueError(
+            f"this objective takes {', '.join(needs.names)}: data of the kind {needs.source!r}, but the run supplies "
+            f"{supplies!r}; see the experiments of this objective for a data section that fits"
+        )

@@ -26,14 +26,14 @@ from align.sampling.graphs import release_recordings
 from align.tensor_files import read_tensors, save_tensors
 from align.training.checkpoints import METRICS_FILE, is_complete, mark_complete
 from align.training.contact import lost_contact
-from align.training.inputs import Needs, Objective, Term, conditions, field_inputs, model_inputs
+from align.training.inputs import Objective, Term, conditions, field_inputs, model_inputs
 from align.training.memory import PhasePeaks
 from align.training.mismatch import mismatch
 from align.training.penalties import Penalty
 from align.training.reference import AdapterOffReference, FrozenReference, Reference
 from align.training.rollouts import Rollouts
 from align.training.sharding import Shards
-from align.training.sources import RealData, Source, Step
+from align.training.sources import RealData, Source, Step, check_supplies
 from align.types import Average
 
 STATE_FILE = "align_state.json"  # averages not yet logged, adapted coefficients
@@ -386,16 +386,6 @@ class _EndOfStep(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.trainer.end_step()
-
-
-def check_supplies(needs: Needs, supplies: str) -> None:
-    """Raises ValueError when an objective's data is of another kind than the source's."""
-    on_real = needs.source == "real" and supplies in ("real", "fakes", "actions")
-    if needs.source != supplies and not on_real:
-        raise ValueError(
-            f"this objective takes {', '.join(needs.names)}: data of the kind {needs.source!r}, but the run supplies "
-            f"{supplies!r}; see the experiments of this objective for a data section that fits"
-        )
 
 
 def _merge(old: Average, new: Average) -> Average:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -98,7 +100,8 @@ def test_grids_show_prompts_of_the_whole_file_or_the_captions_of_training(tmp_pa
 
 def test_a_grid_is_a_column_for_each_condition(tmp_path: Path) -> None:
     generator = tiny_llamagen()
-    grid = SampleGrid(2, tmp_path, conditions=[0, 2, 3], rows=2)
+    trainer = SimpleNamespace(whole=lambda: nullcontext(generator))
+    grid = SampleGrid(trainer, 2, tmp_path, conditions=[0, 2, 3], rows=2)
     args, control = TrainingArguments(output_dir=str(tmp_path), use_cpu=True), TrainerControl()
     for step in range(4):
         grid.on_step_end(args, TrainerState(global_step=step), control, model=generator)
