@@ -209,7 +209,7 @@ def test_codes_of_unknown_classes_are_refused() -> None:
 @pytest.mark.parametrize(
     ("words", "usage", "setting"),
     [
-        (["data", "--help"], "usage: align data {captions,encode,pairs,show,stats} [key=value ...]", None),
+        (["data", "--help"], "usage: align data {encode,show,captions,pairs,stats} [key=value ...]", None),
         (["data", "pairs", "--help"], "usage: align data pairs [key=value ...]", "  num_generations=8"),
         (["data", "pairs", "-h", "seed=2"], "usage: align data pairs [key=value ...]", "  reward={classifier,"),
     ],

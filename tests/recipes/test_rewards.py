@@ -78,7 +78,7 @@ def test_the_list_names_what_is_built_in(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("words", "usage", "line"),
     [
-        (["rewards"], "usage: align rewards {check,env,list,score,serve,show} [key=value ...]", "align rewards check NAME: run"),
+        (["rewards"], "usage: align rewards {list,show,score,check,env,serve} [key=value ...]", "align rewards check NAME: run"),
         (["rewards", "check"], "usage: align rewards check [key=value ...]", "size=64  "),
         (["rewards", "score"], "usage: align rewards score [key=value ...]", "--json  "),
         (["doctor"], "usage: align doctor [key=value ...]", "For example: align doctor experiment=mnist/grpo"),
