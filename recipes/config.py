@@ -20,6 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from recipes.choices import CONF, options
 
 KINDS = {bool: "true or false", str: "a text", list: "a list", dict: "a group of settings"}
+# settings whose values are not all of the default's type
+CHOICES: dict[str, tuple[object, ...]] = {"trainer.gradient_checkpointing": (False, "selective", True)}
 
 
 def compose(command: str, overrides: list[str]) -> DictConfig:
@@ -133,7 +135,9 @@ def _check(item: Override, base: DictConfig) -> None:
     if default is None or value is None or name in parents or default == "???" or str(default).startswith("${"):
         return
     number = (int, float)
-    if isinstance(default, number) and not isinstance(default, bool):
+    if name in CHOICES:
+        fits, kind = value in CHOICES[name], f"one of {', '.join(str(choice).lower() for choice in CHOICES[name])}"
+    elif isinstance(default, number) and not isinstance(default, bool):
         fits, kind = isinstance(value, number) and not isinstance(value, bool), "a number"
     else:
         fits, kind = isinstance(value, type(default)), KINDS.get(type(default), "")

@@ -91,6 +91,10 @@ def test_experiments_change_what_they_say() -> None:
         (["reference=cached"], r"reference is a group of settings; got 'cached'. Set one of them: reference.kind, "),
         (["kl=null"], r"kl is a group of settings; got None. Set one of them: kl.coefficient"),
         (["rollout.sampling=2"], r"rollout.sampling is a group of settings; got 2. .*rollout.sampling.guidance_scale"),
+        (
+            ["trainer.gradient_checkpointing=some"],
+            r"trainer.gradient_checkpointing is False by default, one of false, selective, true; got 'some'",
+        ),
         (["overwrite=maybe"], r"overwrite is False by default, true or false; got 'maybe'"),
         (["max_steps"], r"cannot read 'max_steps': settings are key=value"),
         (["data=codes"], r"required and not given: data.codes"),
@@ -164,3 +168,9 @@ def test_a_path_by_itself_needs_no_name_and_no_quotes() -> None:
     assert with_path(words, "source") == ['source="my files (1), a.txt"', *words[1:]]
     assert compose("data_captions", with_path(words[:2], "source")).source == words[0]
     assert with_path(["images/*.tar"], "source") == ["source=images/*.tar"]
+
+
+@pytest.mark.parametrize("value", ["false", "selective", "true"])
+def test_checkpointing_is_a_switch_with_a_word_between(value: str) -> None:
+    config = compose("train", [f"trainer.gradient_checkpointing={value}"])
+    assert str(config.trainer.gradient_checkpointing).lower() == value
