@@ -37,5 +37,6 @@ def estimate_of(trainer: AlignTrainer) -> MemoryEstimate:
         make_optimizer=lambda parameters: optimizer(parameters, **settings),
         reference=None if reference is None else reference.generator,
         rollout_rows=branches * min(sampled, trainer.rows_per_step // trainer.accelerator.num_processes),
+        rollouts_in_bf16=isinstance(source, Rollouts) and source.settings.bf16,
         autocast=trainer.accelerator.autocast,
     )

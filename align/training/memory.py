@@ -28,10 +28,12 @@ class MemoryEstimate:
     gradients: int
     update: int  # activations and logits of a micro-batch, at the peak of its forward and backward pass
     rollouts: int  # keys and values of the images that are sampled at once
+    copy: int = 0  # the weights in bfloat16 that rollouts are drawn from
 
     @property
     def total(self) -> int:
-        return self.weights + self.reference + self.optimizer + max(self.gradients + self.update, self.rollouts)
+        held = self.weights + self.reference + self.optimizer + self.copy
+        return held + max(self.gradients + self.update, self.rollouts)
 
     @property
     def still_to_come(self) -> int:
@@ -74,6 +76,7 @@ def estimate_memory(
     make_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
     reference: nn.Module | None,
     rollout_rows: int = 0,
+    rollouts_in_bf16: bool = False,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> MemoryEstimate:
     """Of training this generator, as it stands on its device.
@@ -86,7 +89,7 @@ def estimate_memory(
         wanted: inputs of the policy.
         raw_condition: what a row of the data is generated from: a class, or a prompt.
         rows: of a micro-batch.
-        rollout_rows: sequences sampled at once, with those of the null branch.
+        rollout_rows: sequences sampled at once, with those of the null branch; in bfloat16 from a copy of the weights.
         autocast: the precision of the update.
     """
     trained = [parameter for parameter in generator.parameters() if parameter.requires_grad]
@@ -99,7 +102,8 @@ def estimate_memory(
         optimizer=round(gradients * _state_share(make_optimizer, trained)),
         gradients=gradients,
         update=one + (rows - 1) * (two - one),
-        rollouts=rollout_rows * _cache_bytes(generator, raw_condition) if rollout_rows else 0,
+        rollouts=rollout_rows * _cache_bytes(generator, raw_condition) // (1 + rollouts_in_bf16) if rollout_rows else 0,
+        copy=sum(2 * parameter.numel() for parameter in generator.parameters()) if rollouts_in_bf16 else 0,
     )
 
 

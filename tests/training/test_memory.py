@@ -64,6 +64,27 @@ def test_more_rows_follow_from_one_and_two(make: Callable[[], Any]) -> None:
     assert all(parameter.grad is None for parameter in generator.parameters())
 
 
+def test_rollouts_in_bfloat16_take_half_and_a_copy() -> None:
+    generator = FAMILIES["llamagen"]()
+    full, half = (
+        estimate_memory(
+            generator,
+            WANTED,
+            1,
+            rows=2,
+            scoring=Scoring(),
+            make_optimizer=torch.optim.AdamW,
+            reference=None,
+            rollout_rows=8,
+            rollouts_in_bf16=in_bf16,
+        )
+        for in_bf16 in (False, True)
+    )
+    assert (full.copy, half.copy) == (0, sum(2 * parameter.numel() for parameter in generator.parameters()))
+    assert half.rollouts == full.rollouts // 2
+    assert half.total == full.total + half.copy  # the update takes more than the rollouts of so small a model
+
+
 def test_a_warning_names_what_lowers_it() -> None:
     estimate = MemoryEstimate(
         weights=10**9, reference=10**9, optimizer=2 * 10**9, gradients=10**9, update=5 * 10**9, rollouts=10**8
