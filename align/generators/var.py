@@ -357,7 +357,7 @@ class _Block(nn.Module):
     ) -> Tensor:
         """`modulation` is None where `kept` has the block's own already."""
         if modulation is None:
-            assert kept is not None
+            assert kept is not None and kept.modulation is not None
             parts = kept.modulation
         elif hasattr(self, "ada_gss"):
             parts = self.ada_gss + modulation
