@@ -7,7 +7,7 @@ For example: align bench rollout size=[B] length=[64,256] batch=[4,8] guidance=[
     align bench rollout model=var size=[d16] length=[null] guidance=[1,2.5] peer_path=../VAR
     align bench rollout model=janus size=[1B] length=[64] batch=[2] guidance=[5]
     align bench rollout model=mnist-llamagen size=[null] length=[null]
-Lists are crossed with each other. Over several lengths and batch sizes the growth of ours' cost is fitted as well.
+Lists are crossed with each other. Over three or more lengths and batch sizes the growth of ours' cost is fitted as well.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def main(overrides: list[str]) -> None:
             tokenizer_checkpoint=config.tokenizer_checkpoint,
             device=pick_device(),
         )
+        parameters = sum(parameter.numel() for parameter in generator.parameters())
         for precision in config.precision:
             generator.to(PRECISIONS[precision])
             others = {"plain": plain_loop(generator), **find_peers(generator, config.peer_path)}
@@ -63,7 +64,9 @@ def main(overrides: list[str]) -> None:
                 what = {"size": size or generator.size_name, "length": generator.layout.length}
                 what |= {"batch": batch, "guidance": scale, "precision": precision}
                 say(", ".join(f"{name} {value}" for name, value in what.items()))
-                found["cells"].append(what | measure(generator, others, batch, scale, config))
+                found["cells"].append(
+                    what | {"parameters": parameters} | measure(generator, others, batch, scale, config)
+                )
     found["fits"] = curves.fit(found["cells"])
     shown = [table(found["cells"]), *([curves.table(found["fits"])] if found["fits"] else [])]
     tell(found, "\n\n".join(shown), config.results)

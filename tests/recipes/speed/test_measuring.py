@@ -10,7 +10,7 @@ import torch
 from conftest import tiny_llamagen
 
 from recipes.speed import floor as floors
-from recipes.speed.curves import fit
+from recipes.speed.curves import fit, table
 from recipes.speed.machine import interleaved, median_ratio, read_bandwidth
 from recipes.speed.models import make_model, published_sizes
 from recipes.speed.turns import EndStep, in_turn
@@ -74,10 +74,10 @@ def test_the_bandwidth_is_of_as_many_bytes_as_asked() -> None:
 
 def cells(seconds: Any) -> list[dict[str, Any]]:
     return [
-        {"size": "B", "guidance": 1.0, "precision": "fp32", "batch": batch, "length": length}
+        {"size": "B", "parameters": 110_000_000, "guidance": 1.0, "precision": "fp32", "batch": batch, "length": length}
         | {"drawn_by": {"ours": {"seconds": [seconds(batch, length)]}}}
         for batch in (1, 2, 4)
-        for length in (16, 64)
+        for length in (16, 64, 256)
     ]
 
 
@@ -89,7 +89,26 @@ def test_the_fit_finds_the_growth_and_says_how_far_it_is_off() -> None:
     assert exact["deviation"] == pytest.approx(0, abs=1e-9)
     (cubic,) = fit(cells(lambda batch, length: float(batch**3 * length)))
     assert cubic["deviation"] > 0.2
-    assert fit(cells(lambda batch, length: 1.0)[:3]) == []
+
+
+def test_the_fit_says_how_sure_it_is_and_which_cell_is_furthest_off() -> None:
+    given = cells(lambda batch, length: 1e-2 * length + 1e-3 * batch * length)
+    noisy = next(cell for cell in given if (cell["batch"], cell["length"]) == (2, 64))
+    noisy["drawn_by"]["ours"]["seconds"] = [1.1 * noisy["drawn_by"]["ours"]["seconds"][0]]
+    (found,) = fit(given)
+    assert found["worst"] == {"batch": 2, "length": 64}
+    assert 0 < found["error_per_token"] < found["seconds_per_token"]
+    assert abs(found["seconds_per_token"] - 1e-3) < 2 * found["error_per_token"]
+    shown = table([found])
+    assert "a L + b B L + c B L²" in shown
+    assert "| B | 110 | 1.0 | fp32 | 9 |" in shown
+    assert "(batch 2, 64 tokens)" in shown
+
+
+def test_two_lengths_or_batch_sizes_fit_anything_and_say_nothing() -> None:
+    given = cells(lambda batch, length: 1.0)
+    assert fit([cell for cell in given if cell["length"] < 256]) == []
+    assert fit([cell for cell in given if cell["batch"] < 4]) == []
 
 
 @pytest.mark.parametrize(
