@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_llamagen
 
 from recipes.speed import floor as floors
 from recipes.speed.curves import fit, table
-from recipes.speed.machine import interleaved, median_ratio, read_bandwidth
+from recipes.speed.machine import interleaved, median_ratio, peak_bytes, read_bandwidth
 from recipes.speed.models import make_model, published_sizes
 from recipes.speed.turns import EndStep, in_turn
 
@@ -133,3 +136,13 @@ def test_published_sizes_are_those_of_the_files() -> None:
     assert (sizes.dim, sizes.num_layers, sizes.hidden_dim, sizes.size_name) == (1280, 36, 3584, "XL")
     scales: Any = published_sizes("var", "d24")
     assert (scales.dim, scales.size_name, sum(side**2 for side in scales.patch_nums)) == (1536, "d24", 680)
+
+
+@pytest.mark.slow
+def test_a_process_has_a_peak_of_its_own() -> None:
+    """And not that of the one which started it, whose pages it has before it becomes another program."""
+    held = np.ones(10**9, dtype=np.uint8)
+    code = "from recipes.speed.machine import peak_bytes; print(peak_bytes())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 0.9 * held.nbytes
+    assert peak_bytes() > held.nbytes
