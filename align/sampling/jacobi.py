@@ -68,15 +68,13 @@ class Jacobi(RecordedSampler):
         self.generator = weakref.proxy(generator)
         self.rounds: dict[tuple[int, bool], Work] = {}
         scales = block_scales(self.config, length)
-        self.guided = 1 + max(
-            (k for k, scale in enumerate(scales) if scale != 1.0), default=-1
-        )  # tokens with a null branch
+        # so many tokens have a null branch
+        self.guided = 1 + max((k for k, scale in enumerate(scales) if scale != 1.0), default=-1)
         self.scales_L = torch.tensor(scales, device=device)
         self.cache = generator.new_cache(2 * rows if self.guided else rows)
         self.offsets_W = torch.arange(self.window, device=device)
-        self.laws_BWV = torch.zeros(
-            rows, self.window, generator.vocab_size, device=device
-        )  # q of the drafts in the window
+        # q of the drafts in the window
+        self.laws_BWV = torch.zeros(rows, self.window, generator.vocab_size, device=device)
         self.final_B = torch.zeros(rows, dtype=torch.long, device=device)  # how many tokens are final
         self.first_B = torch.zeros_like(self.final_B)  # where the window begins
         self.used_1 = torch.zeros(1, dtype=torch.long, device=device)  # random numbers
@@ -109,9 +107,8 @@ class Jacobi(RecordedSampler):
     def _first(self) -> None:
         self.cache.position = 0
         both = [self.condition, self.generator.null_condition(self.condition)] if self.guided else [self.condition]
-        logits = self._guided(
-            self.generator.start(Condition.cat(both), self.cache), torch.zeros_like(self.first_B[:, None])
-        )
+        logits = self.generator.start(Condition.cat(both), self.cache)
+        logits = self._guided(logits, torch.zeros_like(self.first_B[:, None]))
         token_B1, logprob_B1 = draw_tokens(logits, self.config, self.uniforms_Bn[:, :1])
         self.tokens_BL.copy_(token_B1.expand_as(self.tokens_BL))
         self.logprobs_BL[:, :1] = logprob_B1
