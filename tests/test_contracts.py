@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from align.checkpoints import save_tokenizer
 from align.generators import Janus, PublishedGenerator
 from align.generators.base import evaluating
 from align.generators.llamagen import LlamaGenDecoder
-from align.sampling import graphs
+from align.sampling import graphs, jacobi
 from align.types import Condition
 
 GENERATORS: dict[str, Callable[[], PublishedGenerator]] = {
@@ -108,9 +108,75 @@ def test_what_graphs_record_draws_what_the_eager_loop_draws(
         assert 2 < len(steps) < any_generator.layout.length
 
 
+@pytest.fixture
+def jacobi_generator(any_generator: PublishedGenerator) -> Iterator[PublishedGenerator]:
+    if "jacobi" not in any_generator.engines:
+        pytest.skip(f"{any_generator.family} draws many tokens at once already")
+    any_generator.engine = "jacobi"
+    yield any_generator
+    any_generator.engine = "auto"
+
+
+@pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
+def test_jacobi_decoding_keeps_the_contract(
+    jacobi_generator: PublishedGenerator, condition: Condition, config: SamplingConfig
+) -> None:
+    """Log-probs as of teacher forcing, and samples that do not depend on their batch, though rows go at their own pace."""
+    index_B, order = torch.tensor([10, 11, 12, 13, 14]), torch.tensor([4, 2, 0, 1, 3])
+    together = sample(jacobi_generator, condition, config, index_B=index_B)
+    with torch.no_grad():
+        scored = score(jacobi_generator, together.tokens_BL, condition, config)
+    torch.testing.assert_close(together.logprobs_BL, scored, atol=2e-5, rtol=1e-5)
+    assert together.logprobs_BL.isfinite().all()
+    shuffled = sample(jacobi_generator, condition[order], config, index_B=index_B[order])
+    assert torch.equal(shuffled.tokens_BL, together.tokens_BL[order])
+    alone = sample(jacobi_generator, condition[2:3], config, index_B=index_B[2:3])
+    assert torch.equal(alone.tokens_BL, together.tokens_BL[2:3])
+    jacobi_generator.engine = "eager"
+    eager = sample(jacobi_generator, condition, config, index_B=index_B)
+    assert together.forwards_per_image <= eager.forwards_per_image
+    if config.temperature == 0:
+        assert torch.equal(together.tokens_BL, eager.tokens_BL)
+
+
+@pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
+def test_what_is_recorded_of_jacobi_draws_what_it_draws(
+    jacobi_generator: PublishedGenerator, config: SamplingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jacobi, "BUCKET", 4)
+    rows, index_B = [0, 1, 1], torch.tensor([10, 11, 12])
+    with evaluating(jacobi_generator):
+        sampler = jacobi.Jacobi(jacobi_generator, conditions(jacobi_generator, rows), config, run_once)
+        for given in (conditions(jacobi_generator, rows), conditions(jacobi_generator, rows[::-1])):
+            found, expected = sampler(given, config, index_B), sample(jacobi_generator, given, config, index_B=index_B)
+            assert torch.equal(found.tokens_BL, expected.tokens_BL)
+            torch.testing.assert_close(found.logprobs_BL, expected.logprobs_BL, atol=2e-5, rtol=1e-5)
+            assert found.forwards_per_image == expected.forwards_per_image
+
+
 def run_once(work: Callable[[], None]) -> Callable[[], None]:
     work()
     return work
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
+def test_recorded_rounds_draw_what_eager_ones_draw(
+    jacobi_generator: PublishedGenerator, config: SamplingConfig
+) -> None:
+    jacobi_generator.to("cuda")
+    index_B = torch.tensor([10, 11, 12])
+    try:
+        for rows in ([0, 1, 1], [1, 0, 2]):
+            condition = conditions(jacobi_generator, rows)
+            recorded = sample(jacobi_generator, condition, config, index_B=index_B)
+            with evaluating(jacobi_generator):
+                draw = jacobi.Jacobi(jacobi_generator, condition, config, None)
+                eager = draw(condition, config, index_B)
+            assert torch.equal(recorded.tokens_BL, eager.tokens_BL)
+            torch.testing.assert_close(recorded.logprobs_BL, eager.logprobs_BL, atol=1e-3, rtol=1e-3)
+    finally:
+        jacobi_generator.cpu()
 
 
 @pytest.mark.gpu
@@ -143,7 +209,7 @@ def test_an_engine_that_is_not_to_be_had_is_refused(any_generator: PublishedGene
         with pytest.raises(ValueError, match=expected):
             sample(any_generator, condition)
         any_generator.engine = "fast"
-        with pytest.raises(ValueError, match="unknown engine 'fast'; known: auto, eager, graphs, native"):
+        with pytest.raises(ValueError, match="unknown engine 'fast'; known: auto, eager, graphs, native, jacobi"):
             sample(any_generator, condition)
     finally:
         any_generator.engine = "auto"

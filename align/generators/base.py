@@ -17,8 +17,8 @@ from align.generators.recompute import Recompute
 from align.types import Condition
 
 # eager: operation by operation; graphs: by CUDA graphs; native: by a kernel of our own on a CPU; auto: graphs or native
-# where they are possible, else eager
-ENGINES = ("auto", "eager", "graphs", "native")
+# where they are possible, else eager; jacobi: many tokens at once by guessing, other images of the same distribution
+ENGINES = ("auto", "eager", "graphs", "native", "jacobi")
 # what is made of the logits before they exist
 Readout = Callable[[DeferredLogits], Any]
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from align.generators.base import TokenLayout
 from align.generators.captions import null_beta
+from align.generators.cells import seen_from, store
 from align.generators.decode import DecodeStep, StepSizes, StepWeights, bind
 from align.generators.deferred import DeferredLogits
 from align.generators.janus_config import JanusConfig
@@ -37,7 +38,7 @@ class Janus(PublishedGenerator[VQTokenizer]):
     """Its conditions hold {"ids": int64 [B, T], "mask": bool [B, T]}; ids are 0 where the mask is False."""
 
     family = "janus"
-    engines = ("graphs", "native")
+    engines = ("graphs", "native", "jacobi")
     block_class = "LlamaDecoderLayer"
     prompt_tokenizer: PromptTokenizer | None = None
 
@@ -178,10 +179,9 @@ class Janus(PublishedGenerator[VQTokenizer]):
         end = cache.position + tokens_Bn.shape[1]
         return self._append(self._embed(tokens_Bn), cache, cache.places.visible_BS[:, None, None, :end])
 
-    def static_step(self, tokens_B1: Tensor, cache: JanusCache, cell_1: Tensor, length: int) -> Tensor:
-        seen = torch.arange(length, device=cell_1.device) <= cell_1
-        mask = (seen & cache.places.visible_BS[:, :length])[:, None, None]
-        return self._advance(self._embed(tokens_B1), cache, mask, cell_1, length)
+    def static_step(self, tokens_Bn: Tensor, cache: JanusCache, cells_Bn: Tensor, length: int) -> Tensor:
+        mask = seen_from(cells_Bn, length) & cache.places.visible_BS[:, None, None, :length]
+        return self._advance(self._embed(tokens_Bn), cache, mask, cells_Bn, length)
 
     def _kernel_step(self, tokens_B1: Tensor, cache: JanusCache) -> Tensor:
         assert cache.kernel is not None
@@ -230,9 +230,13 @@ class Janus(PublishedGenerator[VQTokenizer]):
         return self._advance(x, cache, mask, slice(start, cache.position), cache.position)
 
     def _advance(self, x: Tensor, cache: JanusCache, mask: Tensor, cells: slice | Tensor, length: int) -> Tensor:
-        """Logits after x [B, n, C], which goes to these cells of the cache and sees its first `length`."""
+        """Logits after x [B, n, C], which goes to these cells of the cache and sees its first `length`: after all of x
+        where a tensor tells the cells, and after the last otherwise."""
         cache.cells, cache.length = cells, length
-        return self._logits(self._run(x, cache.places.positions_BS[:, cells], mask, cache)[:, -1:])
+        positions_BS = cache.places.positions_BS
+        if isinstance(cells, Tensor):
+            return self._logits(self._run(x, positions_BS.gather(1, cells.expand(x.shape[:2])), mask, cache))
+        return self._logits(self._run(x, positions_BS[:, cells], mask, cache)[:, -1:])
 
     def select_rows(self, cache: JanusCache, rows_B: Tensor) -> None:
         for layer, kv in cache.layers.items():
@@ -343,7 +347,7 @@ class JanusCache:
         if layer not in self.layers:
             self.layers[layer] = k.new_zeros(2, *k.shape[:2], self.places.visible_BS.shape[1], k.shape[3])
         kv = self.layers[layer]
-        kv[0, :, :, self.cells], kv[1, :, :, self.cells] = k, v
+        store(kv, self.cells, k, v)
         return kv[0, :, :, : self.length], kv[1, :, :, : self.length]
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from align.generators.base import TokenLayout
+from align.generators.cells import seen_from, store
 from align.generators.decode import DecodeStep, StepSizes, StepWeights, bind
 from align.generators.deferred import DeferredLogits
 from align.generators.labels import ClassConditional
@@ -46,7 +47,7 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
     """Everything but the condition's embedding `cls_embedding`, which comes first among the file's tensors."""
 
     wrapper = "model"
-    engines = ("graphs", "native")
+    engines = ("graphs", "native", "jacobi")
     block_class = "_Block"
 
     def __init__(self, config: LlamaGenConfig, cls_embedding: nn.Module, tokenizer: VQTokenizer | None = None) -> None:
@@ -143,11 +144,11 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
         mask = None if visible_BS is None else visible_BS[:, None, None, : cache.position + tokens_Bn.shape[1]]
         return self._append(self.tok_embeddings(tokens_Bn), cache, mask)
 
-    def static_step(self, tokens_B1: Tensor, cache: LlamaGenCache, cell_1: Tensor, length: int) -> Tensor:
-        mask = (torch.arange(length, device=cell_1.device) <= cell_1)[None]
+    def static_step(self, tokens_Bn: Tensor, cache: LlamaGenCache, cells_Bn: Tensor, length: int) -> Tensor:
+        mask = seen_from(cells_Bn, length)
         if cache.visible_BS is not None:
-            mask = (mask & cache.visible_BS[:, :length])[:, None, None]
-        return self._advance(self.tok_embeddings(tokens_B1), cache, mask, cell_1, length)
+            mask = mask & cache.visible_BS[:, None, None, :length]
+        return self._advance(self.tok_embeddings(tokens_Bn), cache, mask, cells_Bn, length)
 
     def _kernel_step(self, x_BC: Tensor, cache: LlamaGenCache) -> Tensor:
         assert cache.kernel is not None
@@ -185,11 +186,12 @@ class LlamaGenDecoder(PublishedGenerator[VQTokenizer]):
     def _advance(
         self, x: Tensor, cache: LlamaGenCache, mask: Tensor | None, cells: slice | Tensor, length: int
     ) -> Tensor:
-        """Logits after x [B, n, C], which goes to these cells of the cache and sees its first `length`."""
+        """Logits after x [B, n, C], which goes to these cells of the cache and sees its first `length`: after all of x
+        where a tensor tells the cells, and after the last otherwise."""
         rope = self.rope()[cells]
         for layer, kv in zip(self.layers, cache.layers, strict=True):
             x = layer(x, rope, mask, kv[:, :, :, :length], cells)
-        return self._logits(x[:, -1:])
+        return self._logits(x if isinstance(cells, Tensor) else x[:, -1:])
 
     def select_rows(self, cache: LlamaGenCache, rows_B: Tensor) -> None:
         for layer, kv in enumerate(cache.layers):
@@ -256,9 +258,9 @@ class _RMSNorm(nn.Module):
 
 
 def _rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate the interleaved pairs of x [B, L, heads, head_dim] by rope [L, head_dim/2, 2], in float32."""
+    """Rotate the interleaved pairs of x [B, L, heads, head_dim] by rope [L or B, L, head_dim/2, 2], in float32."""
     pairs = x.float().unflatten(-1, (-1, 2))
-    cos, sin = rope[:, None, :, 0], rope[:, None, :, 1]
+    cos, sin = rope[..., None, :, 0], rope[..., None, :, 1]
     even, odd = pairs[..., 0], pairs[..., 1]
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).type_as(x)
 
@@ -277,8 +279,8 @@ class _Attention(nn.Module):
         projected = self.wqkv(x).unflatten(-1, (3 * self.num_heads, -1))
         qk, v = projected[:, :, : 2 * self.num_heads], projected[:, :, 2 * self.num_heads :].transpose(1, 2)
         q, k = _rotate(qk, rope).transpose(1, 2).chunk(2, dim=1)
-        if kv is not None:
-            kv[0, :, :, cells], kv[1, :, :, cells] = k, v
+        if kv is not None and cells is not None:
+            store(kv, cells, k, v)
             k, v = kv[0], kv[1]
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and kv is None)
         return self.dropout(self.wo(h.transpose(1, 2).flatten(2)))

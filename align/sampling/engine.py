@@ -6,7 +6,15 @@ import torch
 from torch import Tensor
 
 from align.generators.base import ENGINES, Generator, evaluating
-from align.sampling.graphs import can_record, sample_recorded
+from align.sampling.graphs import (
+    RecordedSampler,
+    StaticSteps,
+    TokenByToken,
+    WholeImage,
+    can_record,
+    sample_recorded,
+)
+from align.sampling.jacobi import Jacobi
 from align.sampling.loop import Drawing
 from align.types import Condition, Rollout, SamplingConfig
 
@@ -16,7 +24,8 @@ def sample(
 ) -> Rollout:
     """Draw one image (as tokens) per row of `condition`.
 
-    Sample i's random numbers depend on (config.seed, index_B[i]) alone: batch size and order never change a sample.
+    Sample i's random numbers depend on (config.seed, index_B[i]) alone: batch size and order never change a sample. Nor does
+    the engine, but for `jacobi`, whose samples are others of the same distribution.
     With guidance_scale 1.0 the null branch is not computed. `generator.engine` says how it is run.
 
     Args:
@@ -30,12 +39,20 @@ def sample(
     if len(index_B) != len(condition):
         raise ValueError(f"index_B has {len(index_B)} rows for a condition of {len(condition)}")
     if _recorded(generator):
-        return sample_recorded(generator, condition, config, index_B)
+        return sample_recorded(_kind(generator), generator, condition, config, index_B)
     with evaluating(generator):
+        if generator.engine == "jacobi":
+            return Jacobi(generator, condition, config, None)(condition, config, index_B)
         drawing = Drawing(generator, condition, config, index_B=index_B)
         while not drawing.done:
             drawing.draw_block()
     return drawing.rollout(drawing.rows_run / len(condition))
+
+
+def _kind(generator: Generator) -> type[RecordedSampler]:
+    if generator.engine == "jacobi":
+        return Jacobi
+    return TokenByToken if isinstance(generator, StaticSteps) else WholeImage
 
 
 def _recorded(generator: Generator) -> bool:

@@ -31,13 +31,16 @@ Record = Callable[[Work], Work]  # does the work once, and gives something that 
 class StaticSteps(Protocol):
     """What a raster generator offers beside `step` for its steps to be recorded."""
 
-    def static_step(self, tokens_B1: Tensor, cache: Any, cell_1: Tensor, length: int) -> Tensor:
-        """`step` at a place that a tensor tells: the same kernels whatever the place.
+    def static_step(self, tokens_Bn: Tensor, cache: Any, cells_Bn: Tensor, length: int) -> Tensor:
+        """`step` over n tokens at places that a tensor tells: the same kernels whatever the places.
 
         Args:
-            tokens_B1: the tokens drawn last.
-            cell_1: int64 [1], the cell of the cache that they go to; all cells before it are filled.
-            length: how many cells are read; those after `cell_1` are masked out.
+            cells_Bn: int64 [B, n], or [1, n] for the same ones of all rows: the consecutive cells of the cache that the
+                tokens go to; all cells before them are filled, and what is in them is replaced.
+            length: how many cells are read; of those a token sees its own and the ones before.
+
+        Returns:
+            float32 logits [B, n, V], after each of the tokens.
         """
 
     def first_rows(self, cache: Any, rows: int) -> Any:
@@ -54,22 +57,29 @@ class RecordedSampler:
         self.config = config
         self.condition = Condition({name: tensor.clone() for name, tensor in condition.tensors.items()})
         shape, device = (len(condition), generator.layout.length), generator.device
-        self.uniforms_BL = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.uniforms_Bn = torch.zeros(len(condition), self._numbers(generator), dtype=torch.float64, device=device)
         self.tokens_BL = torch.zeros(shape, dtype=torch.long, device=device)
         self.logprobs_BL = torch.zeros(shape, device=device)
         self.forwards_per_image = 0.0
         self.recorded = self._record(generator, record)
 
+    def _numbers(self, generator: Generator) -> int:
+        """How many random numbers an image takes."""
+        return generator.layout.length
+
     def _record(self, generator: Generator, record: Record) -> list[Work]:
         """What draws an image, one after another."""
         raise NotImplementedError
 
+    def _draw_images(self) -> None:
+        for work in self.recorded:
+            work()
+
     def __call__(self, condition: Condition, config: SamplingConfig, index_B: Tensor) -> Rollout:
         for name, tensor in self.condition.tensors.items():
             tensor.copy_(condition.tensors[name])
-        self.uniforms_BL.copy_(sample_uniforms(config.seed, index_B, self.uniforms_BL.shape[1]))
-        for work in self.recorded:
-            work()
+        self.uniforms_Bn.copy_(sample_uniforms(config.seed, index_B, self.uniforms_Bn.shape[1]))
+        self._draw_images()
         return Rollout(
             self.tokens_BL.clone(), self.logprobs_BL.clone(), condition, config, index_B, self.forwards_per_image
         )
@@ -80,7 +90,7 @@ class WholeImage(RecordedSampler):
 
     def _record(self, generator: Generator, record: Record) -> list[Work]:
         def draw_all() -> None:
-            drawing = Drawing(generator, self.condition, self.config, uniforms_BL=self.uniforms_BL)
+            drawing = Drawing(generator, self.condition, self.config, uniforms_BL=self.uniforms_Bn)
             while not drawing.done:
                 drawing.draw_block()
             self.tokens_BL.copy_(drawing.tokens_Bl)
@@ -125,7 +135,7 @@ class TokenByToken(RecordedSampler):
     def _step(self, generator: StaticSteps, length: int, guided: bool) -> None:
         cache = self.cache if guided else generator.first_rows(self.cache, len(self.condition))
         tokens_B1 = self.tokens_BL.index_select(1, self.block_1 - 1).repeat(2 if guided else 1, 1)
-        logits = generator.static_step(tokens_B1, cache, self.cell_1, length)
+        logits = generator.static_step(tokens_B1, cache, self.cell_1[None], length)
         self.cell_1 += 1
         self._draw(logits)
 
@@ -135,7 +145,7 @@ class TokenByToken(RecordedSampler):
             scale = self.scales_L[self.block_1]
             cond, null = logits[:rows], logits[rows:]
             logits = torch.where(scale == 1.0, cond, guide(cond, null, scale))
-        tokens, logprobs = draw_tokens(logits, self.config, self.uniforms_BL.index_select(1, self.block_1))
+        tokens, logprobs = draw_tokens(logits, self.config, self.uniforms_Bn.index_select(1, self.block_1))
         self.tokens_BL.index_copy_(1, self.block_1, tokens)
         self.logprobs_BL.index_copy_(1, self.block_1, logprobs)
         self.block_1 += 1
@@ -151,26 +161,26 @@ def can_record(generator: Generator) -> bool:
     return "graphs" in generator.engines and weight.is_cuda and type(weight).__name__ != "DTensor"
 
 
-def sample_recorded(generator: Generator, condition: Condition, config: SamplingConfig, index_B: Tensor) -> Rollout:
+def sample_recorded(
+    kind: type[RecordedSampler], generator: Generator, condition: Condition, config: SamplingConfig, index_B: Tensor
+) -> Rollout:
     """As `sample`; the first call for a batch's shape and settings records, which takes about as long as an eager image."""
     shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in condition.tensors.items())
     weights = tuple(
         tensor.data_ptr() for tensor in generator.state_dict().values()
     )  # moved weights need a new recording
-    key = (shapes, replace(config, seed=0), weights)
+    key = (kind, shapes, replace(config, seed=0), weights)
     known = _samplers.get(generator)
     with evaluating(generator):
-        if known is None or known[0] != key:
-            _samplers.pop(generator, None)
-            del known
-            before = torch.cuda.memory_allocated()
-            kind = TokenByToken if isinstance(generator, StaticSteps) else WholeImage
-            _samplers[generator] = (
-                key,
-                kind(generator, condition, config, _cuda_recorder()),
-                torch.cuda.memory_allocated() - before,
-            )
-        return _samplers[generator][1](condition, config, index_B)
+        if known is not None and known[0] == key:
+            return known[1](condition, config, index_B)
+        _samplers.pop(generator, None)
+        del known
+        before = torch.cuda.memory_allocated()
+        sampler = kind(generator, condition, config, _cuda_recorder())
+        rollout = sampler(condition, config, index_B)
+        _samplers[generator] = (key, sampler, torch.cuda.memory_allocated() - before)
+        return rollout
 
 
 def release_recordings(share: float = 0.1) -> None:

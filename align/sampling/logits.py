@@ -71,8 +71,13 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
 
     One number a token, so that a sample's randomness does not depend on the vocabulary's size or on its batch.
     """
+    return draw_weighted(logits.softmax(dim=-1), uniforms)
+
+
+def draw_weighted(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """As `draw`, from weights [..., V] of which the sum is any positive number."""
     # summed in float64: in float32 the cumulative sum over 16k tokens would lose the rare ones
-    cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     total = cumulative[..., -1:].contiguous()
     tokens = torch.searchsorted(cumulative, uniforms.double().unsqueeze(-1) * total, right=True)
     # uniform * total can round up to the total; the last token that has any mass is then meant
