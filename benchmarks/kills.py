@@ -54,12 +54,13 @@ SETTINGS = (
     *("rollout.num_iterations=2", "kl.target=0.02", "reference.sync_steps=4", "reference.mixup=0.5"),
     *("alarms.kl=0.02", "preflight=false"),
 )
+STANDSTILL = 1.0  # seconds between two looks, of which there are a thousand a second
 PROMPT = 30.0  # seconds in which all must be gone; torchrun then uses force
 PATIENCE = 600.0  # seconds until a wait is given up
 
 
 class Watch:
-    """The phase that a run is in, and since when, as seen in its folder."""
+    """The phase that a run is in, and when each began last, as seen in its folder."""
 
     def __init__(self, folder: Path) -> None:
         self.run, self.marks = folder / "run", folder / "marks"
@@ -67,9 +68,14 @@ class Watch:
         self._sizes = {path: _size(path) for path in (self.marks, self.run / "metrics.jsonl")}
         self._checkpoints = self._look_at_checkpoints()
         self._ends = 0
-        self.phase, self.since = "starting up", time.monotonic()
+        self._looked = time.monotonic()
+        self.phase, self.began = "starting up", {"starting up": self._looked}
 
     def look(self) -> str:
+        now = time.monotonic()
+        if now - self._looked > STANDSTILL:  # this process stood still, and so the others
+            self.began[self.phase] += now - self._looked
+        self._looked = now
         for word in self._grown(self.marks).split():
             self._ends += word == "end"
             if word == "begin" and self.phase in ("starting up", "collecting"):
@@ -79,7 +85,7 @@ class Watch:
         if self._grown(self.run / "metrics.jsonl"):
             self._ends = 0
             self._enter("logging")
-        elif self.phase == "logging" and time.monotonic() > self.since + LOGGING:
+        elif self.phase == "logging" and now > self.began[self.phase] + LOGGING:
             self._enter("collecting")
         before, self._checkpoints = self._checkpoints, self._look_at_checkpoints()
         for step, whole in self._checkpoints.items():
@@ -91,8 +97,8 @@ class Watch:
 
     def _enter(self, phase: str) -> None:
         now = time.monotonic()
-        self.seconds[self.phase].append(now - self.since)
-        self.phase, self.since = phase, now
+        self.seconds[self.phase].append(now - self.began[self.phase])
+        self.phase, self.began[phase] = phase, now
 
     def _grown(self, path: Path) -> str:
         before, self._sizes[path] = self._sizes[path], _size(path)
@@ -176,7 +182,7 @@ class Runner:
         assert self.process is not None
         if self.process.returncode:
             raise SystemExit(f"exit code {self.process.returncode}; it said:\n{self.said()}")
-        return time.monotonic() - self.watch.since
+        return time.monotonic() - self.watch.began[self.watch.phase]
 
     def stop(self) -> None:
         """As a cluster does, with a checkpoint."""
@@ -199,13 +205,14 @@ class Runner:
         if kill.phase not in ("starting up", LAST_PHASE):
             self._reach(lambda: self.watch.step() >= kill.after_step, f"step {kill.after_step}")
         self._reach(lambda: self.watch.phase == kill.phase, f"the phase {kill.phase}")
-        since = self.watch.since
+        began = self.watch.began
         self._reach(
-            lambda: time.monotonic() >= since + kill.share * usual or self.watch.phase != kill.phase, "the moment"
+            lambda: time.monotonic() >= began[kill.phase] + kill.share * usual or self.watch.phase != kill.phase,
+            "the moment",
         )
         clock = time.monotonic()
         killed = self._kill(kill)
-        kill.milliseconds = round(1000 * (clock - since), 1)
+        kill.milliseconds = round(1000 * (clock - began[kill.phase]), 1)
         self._look_at_disk(kill)
         clock = time.monotonic()
         if kill.kind == "a worker":
