@@ -56,7 +56,7 @@ SETTINGS = (
 )
 STANDSTILL = 1.0  # seconds between two looks, of which there are a thousand a second
 PROMPT = 30.0  # seconds in which all must be gone; torchrun then uses force
-PATIENCE = 600.0  # seconds until a wait is given up
+PATIENCE = 3600.0  # seconds until a wait is given up
 
 
 class Watch:
