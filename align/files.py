@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -49,6 +51,28 @@ def remove_torsos(folder: Path) -> None:
     """Take away the temporary files that killed processes left below a folder; nobody may be writing there."""
     for path in folder.rglob(f".*{_TEMPORARY}"):
         path.unlink()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """While the body runs no other process enters it with the same folder. However this one ends, the folder is free again.
+
+    Raises:
+        ValueError: another one is within.
+        OSError: the file system cannot lock a folder.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"another process is training in {folder}; wait for its end or end it (processes can outlive a launcher "
+                "that was killed), or set another output_dir="
+            ) from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

@@ -287,9 +287,8 @@ def main() -> None:
     whole.start()
     whole.watch.seconds[LAST_PHASE].append(whole.finish())
     usual = {phase: statistics.median(seconds) for phase, seconds in whole.watch.seconds.items()}
-    usual[LAST_PHASE] = min(
-        usual[LAST_PHASE] / 3, 1.0
-    )  # processes end before the launcher, and may be quicker than usual
+    # processes end before the launcher, and may be quicker than usual
+    usual[LAST_PHASE] = min(usual[LAST_PHASE] / 3, 1.0)
     print("usual seconds: " + ", ".join(f"{phase} {seconds:.3f}" for phase, seconds in usual.items()))
     broken = Runner(folder / "broken")
     kills = plan(options.seed)

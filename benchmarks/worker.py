@@ -31,9 +31,8 @@ def waiting(images: Any, conditions: list[dict[str, Any]]) -> Any:
 
 
 def busy(images: Any, conditions: list[dict[str, Any]]) -> Any:
-    until = time.thread_time() + SECONDS_PER_IMAGE * len(
-        images
-    )  # of this thread: what another one takes does not count
+    # of this thread: what another one takes does not count
+    until = time.thread_time() + SECONDS_PER_IMAGE * len(images)
     while time.thread_time() < until:
         np.sqrt(np.asarray(images[0], dtype=np.float32)).sum()
     return np.asarray(images[:, 0, 0, 0]).astype(np.float32)

@@ -14,8 +14,7 @@ For example: align bench rollout size=[B] batch=[4,8] guidance=[1,2] peer_path=.
 
 from __future__ import annotations
 
-import difflib
-import importlib
+from recipes.kinds import module_of_kind
 
 KINDS = {
     "mnist": "recipes.bench_objectives",
@@ -27,11 +26,6 @@ KINDS = {
 
 
 def main(words: list[str]) -> None:
-    if not words or words[0] not in KINDS:
-        near = difflib.get_close_matches(words[0], KINDS, n=1) if words else []
-        problem = f"unknown: align bench {words[0]}" if words else "align bench measures several things"
-        hint = f". Did you mean: align bench {near[0]}?" if near else "; see align bench --help"
-        raise ValueError(f"{problem}; known: {', '.join(KINDS)}{hint}")
-    name = KINDS[words[0]]
+    module = module_of_kind("bench", KINDS, words)
     # which domain it is, its module has to know
-    importlib.import_module(name).main(words if name == "recipes.bench_objectives" else words[1:])
+    module.main(words if module.__name__ == "recipes.bench_objectives" else words[1:])

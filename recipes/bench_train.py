@@ -5,7 +5,7 @@ step=grpo: rollouts, rewards and update of AlignTrainer, beside trl.GRPOTrainer 
 Losses and gradients are compared before any time is taken. The loops go on in turn, each its own; what is timed is from
 the end of a step to the end of the next. See docs/speed.md.
 
-For example: align bench train trainer.per_device_train_batch_size=2
+For example: align bench train trainer.per_device_train_batch_size=4 micro_batch=1
     align bench train step=grpo model=janus size=S length=144 trainer.per_device_train_batch_size=8
     align bench train model=mnist-var size=null length=null
 """
@@ -57,7 +57,8 @@ def _cca(config: DictConfig) -> dict[str, Any]:
     from recipes.speed.turns import in_turn
 
     model, trainer = _model(config), _trainer(config)
-    task = contrastive.Task(lambda: make_model(**model), trainer)
+    micro_batch = config.micro_batch or config.trainer.per_device_train_batch_size
+    task = contrastive.Task(lambda: make_model(**model), trainer, micro_batch)
     if task.make().num_classes is None:
         raise ValueError(
             f"step=cca trains on classes here, and a {config.model} reads prompts; choose model=llamagen or var"
@@ -72,9 +73,9 @@ def _cca(config: DictConfig) -> dict[str, Any]:
     for name in contrastive.VARIANTS if config.memory else ():
         say(f"memory: {name}")
         short = {**trainer, "max_steps": 2}
-        settings = {"model": model, "trainer": short, "variant": name, "threads": torch.get_num_threads()}
-        peaks[name] = peak_alone(settings)
-    return {"step": "cca", "variants": _variants(seconds, "plain", equal, peaks)}
+        settings = {"model": model, "trainer": short, "micro_batch": micro_batch, "variant": name}
+        peaks[name] = peak_alone({**settings, "threads": torch.get_num_threads()})
+    return {"step": "cca", "micro_batch": micro_batch, "variants": _variants(seconds, "plain", equal, peaks)}
 
 
 def _grpo(config: DictConfig) -> dict[str, Any]:

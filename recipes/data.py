@@ -18,7 +18,7 @@ For example: align data stats imagenet/val extractor.path=weights-inception-2015
 
 from __future__ import annotations
 
-import importlib
+from recipes.kinds import module_of_kind
 
 # each module has main(overrides), and a configuration of its name in conf/
 KINDS = {
@@ -30,10 +30,5 @@ KINDS = {
 }
 
 
-def main(arguments: list[str]) -> None:
-    if not arguments or arguments[0] not in KINDS:
-        problem = f"unknown kind of data {arguments[0]!r}" if arguments else "which kind of data?"
-        raise ValueError(
-            f"{problem}; known: {', '.join(KINDS)}. For example: align data encode imagenet/train generator=llamagen ...; see align data --help"
-        )
-    importlib.import_module(KINDS[arguments[0]]).main(arguments[1:])
+def main(words: list[str]) -> None:
+    module_of_kind("data", KINDS, words).main(words[1:])

@@ -36,9 +36,8 @@ def make_rewards(config: DictConfig) -> RewardSet:
         ValueError: an entry of another form, a name twice, or what `load_reward` and `RewardSet` refuse.
     """
     if torch.cuda.is_available():
-        torch.cuda.set_device(
-            pick_device()
-        )  # rewards and their workers take the current GPU, nothing has chosen it yet
+        # rewards and their workers take the current GPU, nothing has chosen it yet
+        torch.cuda.set_device(pick_device())
     rewards: list[Reward] = []
     ensembles: list[Ensemble] = []
     for entry in OmegaConf.to_container(config.rewards, resolve=True):  # type: ignore[union-attr]

@@ -20,8 +20,7 @@ For example: align rewards serve pickscore listen=http://127.0.0.1:8400 token_fi
 
 from __future__ import annotations
 
-import difflib
-import importlib
+from recipes.kinds import module_of_kind
 
 KINDS = {
     "list": "recipes.rewards_list",
@@ -34,9 +33,4 @@ KINDS = {
 
 
 def main(words: list[str]) -> None:
-    if not words or words[0] not in KINDS:
-        near = difflib.get_close_matches(words[0], KINDS, n=1) if words else []
-        problem = f"unknown: align rewards {words[0]}" if words else "align rewards does several things"
-        hint = f". Did you mean: align rewards {near[0]}?" if near else "; see align rewards --help"
-        raise ValueError(f"{problem}; known: {', '.join(KINDS)}{hint}")
-    importlib.import_module(KINDS[words[0]]).main(words[1:])
+    module_of_kind("rewards", KINDS, words).main(words[1:])

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from align.files import remove_torsos, write_text
+from align.files import alone_in, remove_torsos, write_text
 
 LONGEST_WAIT = timedelta(days=2)
 PACKAGES = ("ar-align", "torch", "transformers", "accelerate", "numpy")
@@ -51,6 +51,9 @@ class Run:
             return
         resume = config.get("resume") == "auto"
         earlier = self.read()
+        if earlier and kind == "train":
+            with alone_in(self.folder):
+                pass  # lest the run.json of a training that goes on be replaced, or all of it
         if earlier and append and earlier["kind"] != kind:
             raise ValueError(
                 f"{self.folder} holds a run of `align {earlier['kind']}`, whose run.json would be replaced; set another output_dir="

@@ -24,9 +24,9 @@ def estimate_of(trainer: AlignTrainer) -> MemoryEstimate:
     source, reference = trainer.source, trainer.reference
     sampled, branches = 0, 1
     if isinstance(source, Rollouts):
-        sampled, branches = source.settings.batch_size, 1 + (source.settings.sampling.guidance_scale != 1.0)
+        sampled, branches = source.micro_batches.size, 1 + (source.settings.sampling.guidance_scale != 1.0)
     elif isinstance(source, Fakes) and source.pool is None:
-        sampled = source.batch_size
+        sampled = source.micro_batches.size
     optimizer, settings = trainer.get_optimizer_cls_and_kwargs(trainer.args)
     return estimate_memory(
         trainer.generator,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from align.files import sha256_of_tensors
+from align.files import alone_in, sha256_of_tensors
 from align.generators import Generator
 from align.generators.recompute import CHOICES
 from align.training.adapters import add_adapters, merge_adapters, save_adapters
@@ -158,9 +159,17 @@ def train_generator(
 def align_generator(config: DictConfig, folder: Path, *, resume: bool, description: str) -> tuple[Generator, list[str]]:
     """Load, train (in rounds, if so set) and export: the aligned generator, whose weights are then in the folder, too,
     and what the first preflight found. `check_recipe` must have passed the configuration."""
-    if not rounds_wanted(config):
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone_in(folder) if is_first_process() else nullcontext():
+        if rounds_wanted(config):
+            refuse_many_processes("self-play in rounds")
+            return _align_in_rounds(config, folder, resume=resume, description=description)
         return _align_once(config, folder, resume=resume, description=description)
-    refuse_many_processes("self-play in rounds")
+
+
+def _align_in_rounds(
+    config: DictConfig, folder: Path, *, resume: bool, description: str
+) -> tuple[Generator, list[str]]:
     found: list[str] = []
 
     def train_one(candidate: DictConfig, where: Path) -> Generator:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import atexit
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -209,6 +210,15 @@ def _janus_folder(layout: str) -> Path:
     temporary = tempfile.TemporaryDirectory()
     atexit.register(temporary.cleanup)
     return save_janus(Path(temporary.name) / "janus", layout)
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "llamagen": tiny_llamagen,
+    "llamagen-t2i": tiny_llamagen_t2i,
+    "var": tiny_var,
+    "infinity": tiny_infinity,
+    "janus": tiny_janus,
+}
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_infinity, tiny_janus, tiny_llamagen, tiny_llamagen_t2i, tiny_var
+from conftest import FAMILIES, tiny_var
 
 from align import SamplingConfig, load_generator, sample, score
 from align.checkpoints import save_tokenizer
@@ -20,12 +20,8 @@ from align.sampling import graphs, jacobi
 from align.types import Condition
 
 GENERATORS: dict[str, Callable[[], PublishedGenerator]] = {
-    "llamagen-tiny": tiny_llamagen,
-    "llamagen-t2i-tiny": tiny_llamagen_t2i,
-    "var-tiny": tiny_var,
+    **{f"{family}-tiny": make for family, make in FAMILIES.items()},
     "var-tiny-shared": lambda: tiny_var(l2_norm=False, shared_adaln=True),
-    "infinity-tiny": tiny_infinity,
-    "janus-tiny": tiny_janus,
     "mnist-llamagen": lambda: load_generator("mnist-llamagen"),
     "mnist-var": lambda: load_generator("mnist-var"),
 }
@@ -108,15 +104,20 @@ def test_what_graphs_record_draws_what_the_eager_loop_draws(
         assert 2 < len(steps) < any_generator.layout.length
 
 
+# all others draw many tokens at once already
+by_token = pytest.mark.parametrize(
+    "any_generator", ["llamagen-tiny", "llamagen-t2i-tiny", "janus-tiny", "mnist-llamagen"], indirect=True
+)
+
+
 @pytest.fixture
 def jacobi_generator(any_generator: PublishedGenerator) -> Iterator[PublishedGenerator]:
-    if "jacobi" not in any_generator.engines:
-        pytest.skip(f"{any_generator.family} draws many tokens at once already")
     any_generator.engine = "jacobi"
     yield any_generator
     any_generator.engine = "auto"
 
 
+@by_token
 @pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
 def test_jacobi_decoding_keeps_the_contract(
     jacobi_generator: PublishedGenerator, condition: Condition, config: SamplingConfig
@@ -139,6 +140,7 @@ def test_jacobi_decoding_keeps_the_contract(
         assert torch.equal(together.tokens_BL, eager.tokens_BL)
 
 
+@by_token
 @pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
 def test_what_is_recorded_of_jacobi_draws_what_it_draws(
     jacobi_generator: PublishedGenerator, config: SamplingConfig, monkeypatch: pytest.MonkeyPatch
@@ -160,6 +162,7 @@ def run_once(work: Callable[[], None]) -> Callable[[], None]:
 
 
 @pytest.mark.gpu
+@by_token
 @pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
 def test_recorded_rounds_draw_what_eager_ones_draw(
     jacobi_generator: PublishedGenerator, config: SamplingConfig
@@ -180,13 +183,12 @@ def test_recorded_rounds_draw_what_eager_ones_draw(
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("any_generator", [name for name in GENERATORS if name != "infinity-tiny"], indirect=True)
 @pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS)
 def test_graphs_draw_what_the_eager_loop_draws(any_generator: PublishedGenerator, config: SamplingConfig) -> None:
     any_generator.to("cuda")
-    if not graphs.can_record(any_generator):
-        any_generator.cpu()
-        pytest.skip(f"{any_generator.family} is not recorded")
     try:
+        assert graphs.can_record(any_generator)
         for rows in ([0, 1, 1], [1, 0, 2]):
             condition, index_B = conditions(any_generator, rows), torch.tensor([10, 11, 12])
             rollouts = {}

@@ -15,7 +15,7 @@ from conftest import tiny_llamagen
 
 from align import load_generator
 from align.checkpoints import load_tokenizer, save_tokenizer
-from align.files import remove_torsos, write_atomically, write_text
+from align.files import alone_in, remove_torsos, write_atomically, write_text
 from align.generators import LlamaGen
 from align.tensor_files import read_tensors, save_tensors
 
@@ -181,3 +181,14 @@ def test_what_kills_left_half_written_is_taken_away(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     remove_torsos(tmp_path)
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")] == ["samples/run.json"]
+
+
+def test_a_folder_is_for_one_at_a_time_and_free_after_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), alone_in(tmp_path):
+        with pytest.raises(ValueError, match=f"another process is training in {tmp_path}; wait"), alone_in(tmp_path):
+            pass
+        with alone_in(tmp_path.parent):
+            pass
+        raise KeyError
+    with alone_in(tmp_path):
+        assert list(tmp_path.iterdir()) == []

@@ -76,13 +76,12 @@ def encode_shards(
         ValueError: none of the first rows can be read.
     """
     size = max(1, batch_size // crop.number)
+    # never over a shard's edge: its codes do not depend on who else is encoded
     batches = [
         (shard, rows[start : start + size])
         for shard in shards
         for rows in [writer.encoding.rows_of(shard)]
-        for start in range(
-            0, len(rows), size
-        )  # never over a shard's edge: its codes do not depend on who else is encoded
+        for start in range(0, len(rows), size)
     ]
     # numpy through pipes, not tensors through shared memory, which containers have little of
     loader = DataLoader(

@@ -6,6 +6,7 @@ With a small batch an eager step spends most of its time on launching kernels. R
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -47,7 +48,7 @@ class StaticSteps(Protocol):
         """A cache of the first sequences alone, in the same memory."""
 
 
-class RecordedSampler:
+class RecordedSampler(ABC):
     """One image for each row of a condition, in memory of its own that every call fills anew.
 
     It serves conditions of one shape and settings that differ in their seed alone.
@@ -67,9 +68,9 @@ class RecordedSampler:
         """How many random numbers an image takes."""
         return generator.layout.length
 
+    @abstractmethod
     def _record(self, generator: Generator, record: Record) -> list[Work]:
         """What draws an image, one after another."""
-        raise NotImplementedError
 
     def _draw_images(self) -> None:
         for work in self.recorded:
@@ -166,9 +167,8 @@ def sample_recorded(
 ) -> Rollout:
     """As `sample`; the first call for a batch's shape and settings records, which takes about as long as an eager image."""
     shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in condition.tensors.items())
-    weights = tuple(
-        tensor.data_ptr() for tensor in generator.state_dict().values()
-    )  # moved weights need a new recording
+    # moved weights need a new recording
+    weights = tuple(tensor.data_ptr() for tensor in generator.state_dict().values())
     key = (kind, shapes, replace(config, seed=0), weights)
     known = _samplers.get(generator)
     with evaluating(generator):

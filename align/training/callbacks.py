@@ -19,6 +19,7 @@ from align.generators.base import Generator
 from align.images import save_grid
 from align.progress import progress_bar
 from align.sampling import sample
+from align.training.contact import lost_contact
 from align.types import SamplingConfig
 
 if TYPE_CHECKING:
@@ -105,7 +106,8 @@ class StopOnSignal(TrainerCallback):
 
     All processes stop after the same step, whichever of them got the signal, and when. `stopped` says that they did.
 
-    A context manager around `trainer.train()`, so that the handlers never outlive the training.
+    A context manager around `trainer.train()`, so that the handlers never outlive the training. A launcher that lost one
+    process ends the others by SIGTERM: those then end by it as soon as they have lost contact.
     """
 
     def __init__(self) -> None:
@@ -118,9 +120,11 @@ class StopOnSignal(TrainerCallback):
             self._previous[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self.received == signal.SIGTERM and error is not None and lost_contact(error):
+            signal.raise_signal(signal.SIGTERM)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:

@@ -14,11 +14,12 @@ from align.data.prompts import raw_condition
 from align.generators.base import evaluating
 from align.objectives import Advantages, group_advantages
 from align.sampling import sample
+from align.sampling.micro_batches import MicroBatches
 from align.training.credit import TokenCredit
 from align.training.inputs import Needs, Scoring, conditions, model_inputs
 from align.training.sampling_copy import SamplingCopy
-from align.training.sources import RealData, Step, chunks
-from align.types import Average, SamplingConfig
+from align.training.sources import RealData, Step
+from align.types import Average, Rollout, SamplingConfig
 from rewards.background import BackgroundScorer
 from rewards.base import DistributionReward, Reward, RewardError
 from rewards.combine import RewardSet
@@ -36,7 +37,7 @@ class RolloutSettings:
     sampling: the distribution that they are drawn from.
     scoring: the one that they are trained under: the same, or knowingly another with `importance_cap`.
     num_iterations: updates made on each batch of rollouts.
-    batch_size: images sampled and decoded at once.
+    batch_size: images sampled and decoded at once, and fewer where memory runs out.
     bf16: drawn from the weights in bfloat16, at half the memory traffic.
     advantages: the keywords of `align.objectives.group_advantages`.
     importance_cap: where scoring is another distribution, each token's weight is min(p_scoring / p_sampling, cap),
@@ -117,6 +118,8 @@ class Rollouts(RealData):
         self.credit = credit
         self.failures = settings.new_window()
         self.copy = SamplingCopy()
+        multiple = whole_groups(self.rewards.rewards, 1, settings.num_generations)
+        self.micro_batches = MicroBatches(settings.batch_size, multiple=multiple, what="rollouts")
         self.buffer: list[dict[str, Tensor]] = []
         for _, function in self._moving():
             function.load_state_dict({})  # rewards are shared by the runs of a process; each run starts anew
@@ -180,14 +183,17 @@ class Rollouts(RealData):
     ) -> tuple[Tensor, Tensor, RewardScores, dict[str, float]]:
         """Tokens [N, L], behaviour log-probs [N, L], what the rewards say, and the seconds that scoring took."""
         group = self.settings.num_generations
-        size = whole_groups(rewards, self.settings.batch_size, group)
         tokens, behaviour = [], []
         sampled_from = self.copy.of(step.policy) if self.settings.bf16 else step.policy
+
+        def draw(part: slice) -> tuple[Rollout, Tensor]:
+            condition = step.policy.encode_condition([raw_condition(row) for row in rows[part]])
+            rollout = sample(sampled_from, condition, sampling, index_B=position_N[part])
+            return rollout, step.policy.decode(rollout.tokens_BL)
+
         with BackgroundScorer(rewards, timeout=self.settings.timeout, group_size=group) as scorer:
-            for part in chunks(len(rows), size):
-                condition = step.policy.encode_condition([raw_condition(row) for row in rows[part]])
-                rollout = sample(sampled_from, condition, sampling, index_B=position_N[part])
-                scorer.submit(step.policy.decode(rollout.tokens_BL), rows[part])
+            for part, (rollout, images) in self.micro_batches(len(rows), draw):
+                scorer.submit(images, rows[part])
                 tokens.append(rollout.tokens_BL)
                 behaviour.append(rollout.logprobs_BL)
             scores = scorer.collect()

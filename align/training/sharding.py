@@ -84,9 +84,8 @@ class Shards:
         names = dict(generator.named_parameters(remove_duplicate=False))
         hollow = {name: torch.empty_like(parameter, device="meta") for name, parameter in names.items()}
         twin = _Twin(in_parts, generator, hollow)
-        twin.fill(
-            {name: parameter.detach() for name, parameter in names.items()}
-        )  # DeepSpeed changes parameters in place
+        # detached: DeepSpeed changes parameters in place
+        twin.fill({name: parameter.detach() for name, parameter in names.items()})
         self._twins.append(twin)
         return in_parts
 

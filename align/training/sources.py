@@ -20,6 +20,7 @@ from torch import Tensor
 
 from align.generators.base import Generator
 from align.sampling import sample
+from align.sampling.micro_batches import MicroBatches
 from align.training.fakes import FakePool
 from align.training.inputs import Needs, Scoring, conditions, model_inputs
 from align.training.reference import Reference
@@ -138,7 +139,7 @@ class Fakes(RealData):
 
     def __init__(self, *, seed: int, batch_size: int, pool: FakePool | None = None) -> None:
         self.config = SamplingConfig(seed=seed)
-        self.batch_size = batch_size
+        self.micro_batches = MicroBatches(batch_size, what="fakes")
         self.pool = pool
 
     def prepare(self, batches: list[dict[str, Any]], step: Step) -> list[dict[str, Any]]:
@@ -148,10 +149,11 @@ class Fakes(RealData):
             index_N = torch.cat([batch["position"] for batch in batches])
             with step.whole(step.reference_generator("drawing fakes")) as generator:
                 given = Condition.cat([conditions(generator, batch)[0]["own"] for batch in batches])
-                parts = [
-                    sample(generator, given[rows], self.config, index_B=index_N[rows]).tokens_BL
-                    for rows in chunks(len(index_N), self.batch_size)
-                ]
+
+                def draw(rows: slice) -> Tensor:
+                    return sample(generator, given[rows], self.config, index_B=index_N[rows]).tokens_BL
+
+                parts = [tokens for _, tokens in self.micro_batches(len(index_N), draw)]
             drawn = list(torch.cat(parts).split([len(batch["dropped"]) for batch in batches]))
         return [{**batch, "fake": tokens} for batch, tokens in zip(batches, drawn, strict=True)]
 

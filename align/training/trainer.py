@@ -315,9 +315,8 @@ class AlignTrainer(Trainer):
                 with (self.folder / METRICS_FILE).open("a") as file:
                     file.write(json.dumps(record) + "\n")
         super().log(logs, start_time)
-        del self.state.log_history[
-            :-1
-        ]  # metrics.jsonl keeps them; here each would be held, and written at each checkpoint
+        # metrics.jsonl keeps them; here each would be held, and written at each checkpoint
+        del self.state.log_history[:-1]
 
     # --- checkpoints
 

@@ -29,7 +29,7 @@ def main(argument: str) -> None:
 
     settings = json.loads(argument)
     torch.set_num_threads(settings["threads"])
-    task = contrastive.Task(lambda: make_model(**settings["model"]), settings["trainer"])
+    task = contrastive.Task(lambda: make_model(**settings["model"]), settings["trainer"], settings["micro_batch"])
     reset_peak()
     with tempfile.TemporaryDirectory() as folder:
         contrastive.VARIANTS[settings["variant"]](task, Path(folder), lambda: None)

@@ -36,31 +36,45 @@ LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4  # relative
 class Task:
     """What all variants do: train the model that `make` makes, anew at each call, towards random codes.
 
-    trainer: the `trainer` section of a configuration.
+    trainer: the `trainer` section of a configuration; its per_device_train_batch_size is a step's.
+    micro_batch: rows that ours takes at a time, to the same gradient; the plain step takes all at once.
     """
 
     make: Callable[[], Model]
     trainer: Mapping[str, Any]
+    micro_batch: int
 
-    def stream(self, model: Model) -> TrainingStream:
+    def __post_init__(self) -> None:
+        if self.micro_batch < 1 or self.batch_size % self.micro_batch:
+            raise ValueError(f"micro_batch={self.micro_batch} must divide a step's {self.batch_size} rows")
+
+    @property
+    def batch_size(self) -> int:
+        return int(self.trainer["per_device_train_batch_size"])
+
+    def stream(self, model: Generator) -> TrainingStream:
         numbers = torch.Generator().manual_seed(0)
         tokens = torch.randint(model.vocab_size, (IMAGES, model.layout.length), generator=numbers)
         codes = Codes(tokens, torch.randint(model.num_classes or 0, (IMAGES,), generator=numbers), "random")
-        length = self.trainer["per_device_train_batch_size"] * self.trainer["max_steps"]
+        length = self.batch_size * self.trainer["max_steps"]
         return TrainingStream(codes, length=length, seed=0, label_drop=LABEL_DROP)
 
 
 def make_ours(task: Task, folder: Path, *, cached: bool) -> AlignTrainer:
     """The product's trainer, of a policy that has left its reference."""
     policy, objective = task.make(), partial(cca, beta=BETA, lambda_=LAMBDA)
-    stream, section = task.stream(policy), task.trainer
+    parts = {
+        "per_device_train_batch_size": task.micro_batch,
+        "gradient_accumulation_steps": task.batch_size // task.micro_batch,
+    }
+    stream, section = task.stream(policy), {**task.trainer, **parts}
     reference: Reference
     if cached:
         reference = CachedReference.compute(
             policy,
             stream,
             Needs.of(objective).of_reference,
-            batch_size=section["per_device_train_batch_size"],
+            batch_size=task.micro_batch,
             bf16=use_bf16(section["precision"]),
         )
     else:
@@ -88,7 +102,7 @@ def train_plain(task: Task, folder: Path, end_step: EndStep) -> None:
         lr=section["learning_rate"],
         betas=(section["adam_beta1"], section["adam_beta2"]),
     )
-    for batch in DataLoader(task.stream(policy), batch_size=section["per_device_train_batch_size"]):
+    for batch in DataLoader(task.stream(policy), batch_size=task.batch_size):
         with torch.autocast(policy.device.type, torch.bfloat16, enabled=use_bf16(section["precision"])):
             loss = plain_loss(policy, reference, batch)
         loss.backward()
@@ -130,11 +144,14 @@ def check(task: Task, folder: Path) -> dict[str, dict[str, float]]:
     for name, cached in (("ours, cached reference", True), ("ours, frozen reference", False)):
         trainer = make_ours(task, folder, cached=cached)
         policy = trainer.generator.train()
-        batch = next(iter(trainer.get_train_dataloader()))
-        loss = trainer.compute_loss(policy, trainer.prepare([batch], 0)[0])
-        loss.backward()
+        batches, loss = iter(trainer.get_train_dataloader()), torch.zeros(())
+        for part in trainer.prepare([next(batches) for _ in range(trainer.args.gradient_accumulation_steps)], 0):
+            share = trainer.compute_loss(policy, part)
+            share.backward()
+            loss += share.detach().cpu()
         ours = [parameter.grad for parameter in policy.parameters()]
         policy.zero_grad()
+        batch = next(iter(DataLoader(task.stream(policy), batch_size=task.batch_size)))
         expected = plain_loss(policy, task.make().requires_grad_(False), batch)
         expected.backward()
         theirs = [parameter.grad for parameter in policy.parameters()]

@@ -7,19 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_infinity, tiny_janus, tiny_llamagen, tiny_llamagen_t2i, tiny_var
+from conftest import FAMILIES
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from align.generators.recompute import CHOICES, PRODUCTS
-
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "llamagen": tiny_llamagen,
-    "llamagen-t2i": tiny_llamagen_t2i,
-    "var": tiny_var,
-    "infinity": tiny_infinity,
-    "janus": tiny_janus,
-}
 
 
 class Products(TorchDispatchMode):

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from align import load_generator
 from align.data.prompts import read_prompts
+from align.files import alone_in
 from align.tensor_files import read_tensors
 from evaluation.geneval.protocol import GenEvalProtocol
 from evaluation.results import read_results
@@ -200,6 +201,10 @@ def test_a_run_is_not_overwritten_by_accident(capsys: pytest.CaptureFixture[str]
         "run holds a run already (finished); add resume=auto to go on with it, overwrite=true to replace it" in message
     )
     assert Path("run/generator.pt").read_bytes() == before
+    with alone_in(Path("run")):  # as a training that goes on
+        for add in ("resume=auto", "overwrite=true"):
+            assert "another process is training in run; wait for its end" in fails(capsys, *arguments, add)
+    assert json.loads(Path("run/run.json").read_text())["status"] == "finished"
     run(*arguments, "seed=2", "overwrite=true")
     assert Path("run/generator.pt").read_bytes() != before
 

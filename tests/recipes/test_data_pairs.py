@@ -129,8 +129,8 @@ def test_a_reward_of_ones_own_that_applies_to_some(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "which kind of data?; known: encode, show, captions, pairs"),
-        (["pears"], "unknown kind of data 'pears'; known: encode, show, captions, pairs"),
+        ([], "align data does several things; known: encode, show, captions, pairs"),
+        (["pears"], "unknown: align data pears; known: encode, show, captions, pairs"),
         (["pairs", "num_prompt=3"], "unknown key 'num_prompt'; near names: num_prompts"),
         (["pairs", "num_prompts=0"], "num_prompts is 0; it must be at least 1"),
         (["pairs", *FEW, "num_generations=1"], "num_generations is 1; a pair needs at least 2"),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_infinity, tiny_janus, tiny_llamagen, tiny_llamagen_t2i, tiny_var
+from conftest import FAMILIES, tiny_llamagen
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,13 +15,6 @@ from align.generators import Generator, LlamaGen, LlamaGenConfig, deferred
 from align.training.inputs import VIEWS, Needs, Scoring, conditions, model_inputs
 from align.types import SamplingConfig
 
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "llamagen": tiny_llamagen,
-    "llamagen-t2i": tiny_llamagen_t2i,
-    "var": tiny_var,
-    "infinity": tiny_infinity,
-    "janus": tiny_janus,
-}
 ROWS = 3
 PLAIN = Scoring()
 FILTERED = SamplingConfig(guidance_scale=1.5, guidance_schedule="linear", temperature=0.8, top_k=2, seed=3)

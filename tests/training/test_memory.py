@@ -8,19 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_infinity, tiny_janus, tiny_llamagen, tiny_llamagen_t2i, tiny_var
+from conftest import FAMILIES
 
 from align.generators import Generator
 from align.training.inputs import Needs, Scoring
 from align.training.memory import MemoryEstimate, _Allocations, _peak_of_update, estimate_memory
 
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "llamagen": tiny_llamagen,
-    "llamagen-t2i": tiny_llamagen_t2i,
-    "var": tiny_var,
-    "infinity": tiny_infinity,
-    "janus": tiny_janus,
-}
 WANTED = Needs(("policy_positive_B", "policy_negative_B")).of_model("policy")
 
 

@@ -17,6 +17,7 @@ from training.rollout_harness import PARTS, expected_advantages, joined, rollout
 from align import sample, score
 from align.generators import Generator
 from align.objectives import group_advantages
+from align.training import rollouts
 from align.training.inputs import Scoring
 from align.training.reference import FrozenReference
 from align.training.rollouts import Rollouts, RolloutSettings
@@ -66,6 +67,23 @@ def test_rollouts_do_not_depend_on_how_many_are_drawn_at_once(tmp_path: Path) ->
     one, many = (joined(step_batches(rollout_trainer(tmp_path, batch_size=size))) for size in (4, 64))
     assert torch.equal(one["rollout"], many["rollout"])
     torch.testing.assert_close(one["advantages"], many["advantages"])
+
+
+def test_rollouts_are_the_same_where_memory_runs_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = joined(step_batches(rollout_trainer(tmp_path)))
+    drawn = []
+
+    def limited(generator: Any, condition: Any, config: Any, *, index_B: Tensor) -> Any:
+        if len(index_B) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        drawn.append(len(index_B))
+        return sample(generator, condition, config, index_B=index_B)
+
+    monkeypatch.setattr(rollouts, "sample", limited)
+    found = joined(step_batches(rollout_trainer(tmp_path)))
+    assert max(drawn) <= 2 and sum(drawn) == len(found["position"])
+    assert torch.equal(found["rollout"], expected["rollout"])
+    torch.testing.assert_close(found["advantages"], expected["advantages"])
 
 
 def test_a_reward_sees_images_and_the_rows_that_they_are_of(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_evaluation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "align bench measures several things; known: mnist, shapes, rollout, train, eval"),
+        ([], "align bench does several things; known: mnist, shapes, rollout, train, eval"),
         (
             ["rolout"],
             "unknown: align bench rolout; known: mnist, shapes, rollout, train, eval. Did you mean: align bench rollout?",
