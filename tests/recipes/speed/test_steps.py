@@ -23,8 +23,9 @@ def trainer(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("make", [tiny_llamagen, tiny_var], ids=["llamagen", "var"])
-def test_ours_and_the_plain_step_agree(make: Any, tmp_path: Path) -> None:
-    found = contrastive.check(contrastive.Task(make, trainer()), tmp_path)
+@pytest.mark.parametrize("micro_batch", [4, 1])
+def test_ours_and_the_plain_step_agree(make: Any, micro_batch: int, tmp_path: Path) -> None:
+    found = contrastive.check(contrastive.Task(make, trainer(), micro_batch), tmp_path)
     assert set(found) == {"ours, cached reference", "ours, frozen reference"}
     for difference in found.values():
         assert difference["loss"] < contrastive.LOSS_TOLERANCE
@@ -34,7 +35,12 @@ def test_ours_and_the_plain_step_agree(make: Any, tmp_path: Path) -> None:
 def test_another_loss_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contrastive, "plain_loss", lambda *given, real=contrastive.plain_loss: real(*given) * 1.001)
     with pytest.raises(ValueError, match="does not compute what it is compared with: of the loss 1.0e-03 differs"):
-        contrastive.check(contrastive.Task(tiny_llamagen, trainer()), tmp_path)
+        contrastive.check(contrastive.Task(tiny_llamagen, trainer(), 4), tmp_path)
+
+
+def test_micro_batches_that_do_not_fill_a_step_are_refused() -> None:
+    with pytest.raises(ValueError, match="micro_batch=3 must divide a step's 4 rows"):
+        contrastive.Task(tiny_llamagen, trainer(), 3)
 
 
 def test_gradients_that_are_missing_count_as_zeros() -> None:
@@ -43,7 +49,7 @@ def test_gradients_that_are_missing_count_as_zeros() -> None:
 
 
 def test_every_variant_ends_as_many_steps_as_it_makes(tmp_path: Path) -> None:
-    task = contrastive.Task(tiny_llamagen, trainer(max_steps=3))
+    task = contrastive.Task(tiny_llamagen, trainer(max_steps=3), 2)
     for name, train in contrastive.VARIANTS.items():
         steps: list[int] = []
         train(task, tmp_path / name, lambda steps=steps: steps.append(1))  # type: ignore[misc]
@@ -52,14 +58,14 @@ def test_every_variant_ends_as_many_steps_as_it_makes(tmp_path: Path) -> None:
 
 def test_a_variant_alone_says_its_peak(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recipes.speed.models.make_model", lambda **_: tiny_llamagen())
-    alone(json.dumps({"model": {}, "trainer": trainer(), "variant": "plain", "threads": 1}))
+    alone(json.dumps({"model": {}, "trainer": trainer(), "micro_batch": 2, "variant": "plain", "threads": 1}))
     assert int(capsys.readouterr().out) > 1e6
 
 
 @pytest.mark.slow
 def test_a_process_of_its_own_says_its_peak() -> None:
     model = {"model": "mnist-llamagen", "size": None, "length": None, "device": "cpu"}
-    settings = {"model": model, "trainer": trainer(max_steps=1), "variant": "plain", "threads": 1}
+    settings = {"model": model, "trainer": trainer(max_steps=1), "micro_batch": 4, "variant": "plain", "threads": 1}
     assert peak_alone(settings) > 1e8
 
 
