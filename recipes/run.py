@@ -165,6 +165,15 @@ def wait_for_all() -> None:
         PartialState(cpu=not torch.cuda.is_available(), timeout=LONGEST_WAIT).wait_for_everyone()
 
 
+def of_first_process(value: Any) -> Any:
+    """What the first process found, for all of them."""
+    if num_processes() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
 def refuse_many_processes(command: str) -> None:
     """Raises ValueError under torchrun, for what would do the same work in every process."""
     if num_processes() > 1:

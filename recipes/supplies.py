@@ -28,7 +28,7 @@ from recipes.data_pairs import draw_pairs
 from recipes.parts import make_objective, use_bf16, zoo_file
 from recipes.reward_settings import make_rewards
 from recipes.rounds import check_rounds
-from recipes.run import is_first_process, num_processes, process_index
+from recipes.run import is_first_process, num_processes, of_first_process, process_index
 from recipes.training_data import make_pairs, make_stream
 from rewards.combine import RewardSet
 from rewards.perceptual import load_distance
@@ -113,6 +113,10 @@ def _check_reference(config: DictConfig, needs: Needs, source: str) -> None:
                 "them first (align data encode), or set reference.kind=frozen"
             )
         CachedReference.check(needs.of_reference, ("tokens", "chosen", "rejected"))
+    if config.reference.cache is not None and kind != "cached":
+        raise ValueError(
+            f"reference.cache keeps tables of log-probs, and reference.kind={kind} has none; set reference.kind=cached"
+        )
     if kind != "frozen" and config.reference.sync_steps is not None:
         raise ValueError(f"reference.kind={kind} cannot move; set reference.sync_steps=null, or kind=frozen")
     if config.reproduce_bugs.reference_dropout and (kind != "frozen" or not drops_out(config)):
@@ -313,15 +317,18 @@ def _reference(
     if section.kind == "adapter_off":
         return AdapterOffReference(generator)
     if section.kind == "cached" and isinstance(stream, Stream):
-        path, wanted = folder / REFERENCE_FILE, needs.of_reference
-        if path.exists():
+        wanted, bf16 = needs.of_reference, use_bf16(config.trainer.precision)
+        path = folder / REFERENCE_FILE
+        if section.cache is not None:
+            path = Path(section.cache) / CachedReference.file_name(generator, stream, wanted, bf16=bf16)
+        if of_first_process(path.exists()):  # another run may be about to put it there
             return CachedReference.load(path, generator, stream, wanted)
         cached = CachedReference.compute(
             generator,
             stream,
             wanted,
             batch_size=config.trainer.per_device_train_batch_size,
-            bf16=use_bf16(config.trainer.precision),
+            bf16=bf16,
             rank=process_index(),
             world=num_processes(),
         )

@@ -7,6 +7,7 @@ with its adapters off; and log-probs computed once, so that the reference can le
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -175,6 +176,17 @@ class CachedReference:
             for start, part in enumerate(parts):
                 table_NK[start::world] = part
         return CachedReference(table_NK, [item.name for item in wanted], sha256_of_tensors(generator.state_dict()))
+
+    @staticmethod
+    def file_name(generator: Generator, stream: Stream, wanted: Sequence[ModelInput], *, bf16: bool) -> str:
+        """Of the table that `compute` would make, in a folder with the tables of other runs."""
+        given = [
+            sha256_of_tensors(generator.state_dict()),
+            stream.fingerprint,
+            *(item.name for item in wanted),
+            str(bf16),
+        ]
+        return f"logprobs-{hashlib.sha256(' '.join(given).encode()).hexdigest()[:16]}.safetensors"
 
     def save(self, path: Path, stream: Stream) -> None:
         metadata = {"reference": self.fingerprint, "stream": stream.fingerprint, "names": " ".join(self.names)}

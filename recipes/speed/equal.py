@@ -16,9 +16,8 @@ from recipes.speed.plain import Watch
 
 Draw = Callable[[Condition, SamplingConfig, Watch | None], Tensor]
 TOLERANCE = 1e-4  # of raw logits in float32, which are within about ten
-BFLOAT16_TOLERANCE = (
-    0.2  # of the first block's raw logits in bfloat16, in units of their standard deviation; XXL's 48 layers give .12
-)
+# of the first block's raw logits in bfloat16, in units of their standard deviation; XXL's 48 layers give .12
+BFLOAT16_TOLERANCE = 0.2
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,8 @@ MEASURED = ("llamagen", "var", "janus")  # those that there is a plain loop of
 PROMPT_TOKENS = 32  # of a Janus' prompts here
 # of a Janus' pixels: small, as what is measured ends with tokens or has them decoded on both sides
 PIXELS = VQConfig(channels=32, channel_multipliers=(1, 1, 1), num_res_blocks=1)
-BOS, BOI, PAD = range(
-    3
-)  # of its random weights: what a prompt begins and ends with, and what the null prompt consists of
+# of its random weights: what a prompt begins and ends with, and what the null prompt consists of
+BOS, BOI, PAD = range(3)
 
 
 def published_sizes(

@@ -84,6 +84,7 @@ def supplied(objective: str, *, generator: LlamaGen | None = None, **changes: An
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("cca", {"reference__kind": "copy"}, "unknown reference.kind 'copy'; known: frozen, cached, adapter_off"),
+    ("cca", {"reference__cache": "tables"}, "reference.kind=frozen has none; set reference.kind=cached"),
     ("ddo", {"reference__kind": "cached"}, "trains on fakes; set reference.kind=frozen"),
     ("grpo", {"reference__kind": "cached", "kl__coefficient": 0.1}, "trains on rollouts; set reference.kind=frozen"),
     (
@@ -329,6 +330,22 @@ def test_a_table_of_logprobs_stays_in_the_folder_and_is_found_again() -> None:
     assert Path(REFERENCE_FILE).stat().st_mtime_ns == stamp
     with pytest.raises(ValueError, match="computed with another stream"):
         supplied("kto", reference__kind="cached", seed=2)
+
+
+def test_runs_share_a_folder_of_tables() -> None:
+    shared = {"reference__kind": "cached", "reference__cache": "tables"}
+    first = supplied("kto", **shared).reference
+    assert not Path(REFERENCE_FILE).exists()
+    (table,) = Path("tables").iterdir()
+    stamp = table.stat().st_mtime_ns
+    again = supplied("kto", trainer__learning_rate=1.0, **shared).reference
+    assert torch.equal(again.table_NK, first.table_NK)
+    assert table.stat().st_mtime_ns == stamp
+    # what changes the numbers has a table of its own
+    supplied("kto", seed=2, **shared)
+    supplied("kto", trainer__precision="bf16", **shared)
+    supplied("kto", generator=with_visible_tokens(tiny_llamagen(seed=1, with_tokenizer=False)), **shared)
+    assert len(list(Path("tables").iterdir())) == 4
 
 
 def test_a_pool_of_fakes_stays_in_the_folder_and_is_found_again() -> None:
