@@ -37,23 +37,21 @@ class MicroBatches:
         start = 0
         while start < count:
             part = slice(start, min(start + self.size, count))
+            tried = part.stop - part.start
+            half = tried // 2 // self.multiple * self.multiple
             try:
                 result = work(part)
             except torch.OutOfMemoryError:
-                if not self._shrink(part.stop - part.start):
+                if not half:
                     raise
+            else:
+                yield part, result
+                start = part.stop
                 continue
-            yield part, result
-            start = part.stop
-
-    def _shrink(self, tried: int) -> bool:
-        half = tried // 2 // self.multiple * self.multiple
-        if not half:
-            return False
-        tqdm.write(
-            f"{tried} {self.what} at once are too many for this device's memory; going on with {half}", sys.stderr
-        )
-        self.size = half
-        release_recordings(share=0.0)
-        torch.cuda.empty_cache()
-        return True
+            # only now: while an error is handled, its traceback holds the tensors of the work that failed
+            tqdm.write(
+                f"{tried} {self.what} at once are too many for this device's memory; going on with {half}", sys.stderr
+            )
+            self.size = half
+            release_recordings(share=0.0)
+            torch.cuda.empty_cache()
