@@ -285,7 +285,7 @@ def test_it_changes_nothing(
 def test_every_key_of_these_sections_is_tried() -> None:
     tried = {key for _, _, key, _ in (*FIRST_STEP, *RUN, *NOTHING)}
     elsewhere = {
-        "pairs.file",  # tests/recipes/test_supplies.py
+        *("pairs.file", "reference.cache"),  # tests/recipes/test_supplies.py
         "reproduce_bugs.reference_dropout",  # below
         "actions.perceptual",  # a group: its kinds are tests/rewards' and its weights a file
     }
