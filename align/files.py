@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,9 +58,10 @@ def remove_torsos(folder: Path) -> None:
 def alone_in(folder: Path) -> Iterator[None]:
     """While the body runs no other process enters it with the same folder. However this one ends, the folder is free again.
 
+    Warns where the file system has no locks, as some of clusters have not.
+
     Raises:
         ValueError: another one is within.
-        OSError: the file system cannot lock a folder.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -70,6 +72,10 @@ def alone_in(folder: Path) -> Iterator[None]:
                 f"another process is training in {folder}; wait for its end or end it (processes can outlive a launcher "
                 "that was killed), or set another output_dir="
             ) from None
+        except OSError as error:
+            warnings.warn(
+                f"{folder} cannot be locked ({error}): nothing keeps a second training out of it", stacklevel=3
+            )
         yield
     finally:
         os.close(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import pickle
 import subprocess
 import sys
@@ -192,3 +193,19 @@ def test_a_folder_is_for_one_at_a_time_and_free_after_a_failure(tmp_path: Path) 
         raise KeyError
     with alone_in(tmp_path):
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_trained_on_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    entered = False
+    with (
+        pytest.warns(UserWarning, match="cannot be locked .*not supported.*: nothing keeps a second training out"),
+        alone_in(tmp_path),
+    ):
+        entered = True
+    assert entered
